@@ -1,0 +1,1 @@
+"""The engine process: one overlapped step loop over scheduler, model and backend."""

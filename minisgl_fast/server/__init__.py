@@ -1,0 +1,1 @@
+"""The frontend: HTTP, the OpenAI surface, sessions. Never imports torch."""

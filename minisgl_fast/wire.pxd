@@ -1,0 +1,66 @@
+"""C layouts of the two hot frames; see wire.pyx for the whole protocol."""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
+
+cpdef enum FrameKind:
+    # frontend -> engine
+    ADD = 1
+    ABORT = 2
+    # engine -> frontend
+    PROGRESS = 16
+    READY = 17
+    STEP = 18
+    STATS = 19
+    FATAL = 20
+
+cpdef enum FinishReason:
+    RUNNING = 0
+    EOS = 1
+    LENGTH = 2
+    STOP_TOKEN = 3
+    ABORTED = 4
+    ERROR = 5
+
+cpdef enum AddFlag:
+    IGNORE_EOS = 1
+
+cdef packed struct AddHeader:
+    # followed by: int32 prompt[num_prompt], int32 stop_ids[num_stop_ids],
+    # int32 bias_ids[num_bias], float bias_values[num_bias]
+    uint32_t rid
+    uint32_t flags
+    uint64_t seed
+    uint64_t cache_salt
+    float temperature
+    float top_p
+    float min_p
+    float presence_penalty
+    float frequency_penalty
+    float repetition_penalty
+    int32_t top_k
+    int32_t max_tokens
+    int32_t min_tokens
+    int32_t priority
+    uint32_t num_prompt
+    uint32_t num_stop_ids
+    uint32_t num_bias
+
+cdef packed struct StepHeader:
+    # followed by: uint32 rid[num_rows], int32 token[num_rows], uint32 first_rid[num_first],
+    # uint32 first_cached[num_first], uint8 reason[num_rows]
+    uint32_t num_rows
+    uint32_t num_first
+
+
+cdef class StepRows:
+    """The rows of one STEP frame while they are gathered; ``pack`` empties it."""
+    cdef vector[uint32_t] rids
+    cdef vector[int32_t] tokens
+    cdef vector[uint8_t] reasons
+    cdef vector[uint32_t] first_rids
+    cdef vector[uint32_t] first_cached
+
+    cdef void add(self, uint32_t rid, int32_t token, uint8_t reason) noexcept
+    cdef void add_first(self, uint32_t rid, uint32_t num_cached) noexcept
+    cpdef bytes pack(self)
