@@ -1,0 +1,145 @@
+"""Both ends of the AF_UNIX stream socketpair between a frontend and the engine.
+
+Rules: a frame is never split or merged for its reader; ``send`` never blocks, what the socket does
+not take is kept and sent later; the death of a peer is end-of-file. A frame longer than
+``MAX_FRAME_BYTES`` means that the stream is out of step, and ends the channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections.abc import Callable, Sequence
+
+from minisgl_fast.errors import EngineError
+from minisgl_fast.wire import FRAME_HEADER_BYTES, frame
+
+# The longest real frame is an ADD: 4 bytes a prompt token, so this allows a 64-million-token prompt.
+MAX_FRAME_BYTES = 1 << 28
+RECEIVE_BYTES = 1 << 20
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """The (kind, payload) of every frame that ``data`` completes."""
+        buffer = self._buffer
+        buffer += data
+        frames = []
+        start = 0
+        while len(buffer) - start >= FRAME_HEADER_BYTES:
+            length = int.from_bytes(buffer[start : start + 4], "little")
+            if not 0 < length <= MAX_FRAME_BYTES:
+                raise EngineError(f"A frame of {length} bytes arrived: the channel is out of step.")
+            end = start + 4 + length
+            if len(buffer) < end:
+                break
+            frames.append((buffer[start + 4], bytes(buffer[start + FRAME_HEADER_BYTES : end])))
+            start = end
+        del buffer[:start]
+        return frames
+
+
+class EngineChannel:
+    """The engine's end: read when asked, write without blocking."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._reader = FrameReader()
+        self._unsent = bytearray()
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def receive(self) -> list[tuple[int, bytes]]:
+        """Every whole frame that has arrived; sets ``closed`` at end-of-file."""
+        frames: list[tuple[int, bytes]] = []
+        while True:
+            try:
+                data = self._sock.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return frames
+            except ConnectionError:
+                data = b""
+            if not data:
+                self.closed = True
+                return frames
+            frames += self._reader.feed(data)
+            if len(data) < RECEIVE_BYTES:
+                return frames
+
+    def send(self, kind: int, payload: bytes) -> None:
+        """Queue a frame and send what the socket takes."""
+        self._unsent += frame(kind, payload)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what is still queued, as far as the socket takes it."""
+        try:
+            while self._unsent:
+                num_sent = self._sock.send(self._unsent)
+                del self._unsent[:num_sent]
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            self.closed = True
+            self._unsent.clear()
+
+    def close(self) -> None:
+        self._sock.close()
+        self.closed = True
+
+
+def wait_for_any(channels: Sequence[EngineChannel], timeout_s: float | None) -> None:
+    """Sleep until a channel can be read, or written where it has unsent bytes."""
+    readable = [channel for channel in channels if not channel.closed]
+    writable = [channel for channel in readable if channel.has_unsent]
+    select.select(readable, writable, [], timeout_s)
+
+
+class FrontendChannel(asyncio.Protocol):
+    """A frontend's end on its event loop.
+
+    ``on_frame(kind, payload)`` is called for every frame, ``on_close()`` once when the engine is gone.
+    """
+
+    def __init__(
+        self, on_frame: Callable[[int, bytes], None], on_close: Callable[[], None]
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_close = on_close
+        self._reader = FrameReader()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        for kind, payload in self._reader.feed(data):
+            self._on_frame(kind, payload)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._on_close()
+
+    def send(self, kind: int, payload: bytes) -> None:
+        """Send one frame; silently dropped when the engine is gone (``on_close`` has told)."""
+        if self._transport is not None:
+            self._transport.write(frame(kind, payload))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,86 @@
+"""Config: every setting of the server, checked once, then frozen.
+
+The command line (cli.py) and the Python API (llm.py) fill it; every process gets the same one as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minisgl_fast.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+MODEL_SOURCES = ("huggingface", "modelscope")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings. None means: chosen at start from the model and the machine."""
+
+    # model
+    model: str
+    revision: str | None = None
+    model_source: str = "huggingface"
+    served_model_name: str | None = None
+    chat_template: str | None = None
+    generation_config: str = "model"
+    dtype: str = "auto"
+    dummy_weight: bool = False
+    max_model_len: int | None = None
+    # engine
+    device: str = "auto"
+    page_size: int | None = None
+    num_pages: int | None = None
+    memory_ratio: float = 0.9
+    max_running_requests: int | None = None
+    max_prefill_length: int | None = None
+    disable_radix_cache: bool = False
+    overlap: bool = True
+    cuda_graph_max_bs: int = 256
+    num_threads: int | None = None
+    # server
+    host: str = "127.0.0.1"
+    port: int = 1919
+    default_max_tokens: int | None = None
+    max_queued_requests: int = 4096
+    max_body: int = 8 * 1024 * 1024
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _one_of("--model-source", self.model_source, MODEL_SOURCES)
+        _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--device", self.device, DEVICES)
+        _one_of("--generation-config", self.generation_config, ("model", "none"))
+        if self.page_size is not None and self.page_size not in (16, 32, 64, 128, 256):
+            raise ConfigError(
+                f"--page-size must be a power of two from 16 to 256, got {self.page_size}."
+            )
+        if not 0.0 < self.memory_ratio <= 1.0:
+            raise ConfigError(f"--memory-ratio must be in (0, 1], got {self.memory_ratio:g}.")
+        for flag, value, low in (
+            ("--num-pages", self.num_pages, 1),
+            ("--max-model-len", self.max_model_len, 2),
+            ("--max-running-requests", self.max_running_requests, 1),
+            ("--max-prefill-length", self.max_prefill_length, 1),
+            ("--default-max-tokens", self.default_max_tokens, 1),
+            ("--max-queued-requests", self.max_queued_requests, 1),
+            ("--max-body", self.max_body, 1024),
+            ("--cuda-graph-max-bs", self.cuda_graph_max_bs, 0),
+            ("--num-threads", self.num_threads, 1),
+            ("--drain-timeout", self.drain_timeout_s, 0),
+        ):
+            if value is not None and value < low:
+                raise ConfigError(f"{flag} must be at least {low}, got {value}.")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be in [0, 65535], got {self.port}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values; ``Config(**d)`` is the way back."""
+        return asdict(self)
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}.")
