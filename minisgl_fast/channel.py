@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from minisgl_fast.errors import EngineError
 from minisgl_fast.wire import FRAME_HEADER_BYTES, frame
 
-# The longest real frame is an ADD: 4 bytes a prompt token, so this allows a 64-million-token prompt.
+# The longest real frame is an ADD at 4 bytes a prompt token: room for 64 million tokens.
 MAX_FRAME_BYTES = 1 << 28
 RECEIVE_BYTES = 1 << 20
 
@@ -113,7 +113,7 @@ def wait_for_any(channels: Sequence[EngineChannel], timeout_s: float | None) -> 
 class FrontendChannel(asyncio.Protocol):
     """A frontend's end on its event loop.
 
-    ``on_frame(kind, payload)`` is called for every frame, ``on_close()`` once when the engine is gone.
+    ``on_frame(kind, payload)`` is called for every frame, ``on_close()`` once at the engine's end.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Config: every setting of the server, checked once, then frozen.
 
-The command line (cli.py) and the Python API (llm.py) fill it; every process gets the same one as JSON.
+The command line (cli.py) and the Python API (llm.py) fill it; the engine process gets it as JSON.
 """
 
 from __future__ import annotations

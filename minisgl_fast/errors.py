@@ -16,8 +16,8 @@
     |- OverloadedError          503  queue full, loading or draining; carries Retry-After
     `- EngineError              500  the engine process failed or died
 
-Rules: user input never meets an ``assert``; an error that reaches a client carries a message written
-for that client, never the text of a foreign exception.
+Rules: user input never meets an ``assert``; an error that reaches a client carries a message
+written for that client, never the text of a foreign exception.
 """
 
 from __future__ import annotations

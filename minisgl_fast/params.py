@@ -1,7 +1,7 @@
 """SamplingParams: what one generation is asked to do, validated in one place.
 
-The HTTP layer fills a SamplingParams from a request body and the Python API takes one from the user;
-both meet the same ranges here. Errors are ``RequestError`` with ``param`` naming the field.
+The HTTP layer fills a SamplingParams from a request body and the Python API takes one from its
+user; both meet the same ranges here. Errors are ``RequestError`` with ``param`` naming the field.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_SEED = 2**64 - 1
 class SamplingParams:
     """Sampling and stopping of one generation.
 
-    temperature 0 is greedy. top_k 0 or -1 is off; top_p 1 and min_p 0 are off. ``seed`` None draws a
-    fresh one. ``max_tokens`` None fills the context. ``stop`` holds at most 16 strings.
+    temperature 0 is greedy. top_k 0 or -1 is off; top_p 1 and min_p 0 are off. ``seed`` None draws
+    a fresh one. ``max_tokens`` None fills the context. ``stop`` holds at most 16 strings.
     """
 
     max_tokens: int | None = None

@@ -7,6 +7,7 @@ cpdef enum FrameKind:
     # frontend -> engine
     ADD = 1
     ABORT = 2
+    CONFIG = 3
     # engine -> frontend
     PROGRESS = 16
     READY = 17

@@ -6,6 +6,7 @@ from minisgl_fast.params import SamplingParams
 class FrameKind(IntEnum):
     ADD = 1
     ABORT = 2
+    CONFIG = 3
     PROGRESS = 16
     READY = 17
     STEP = 18

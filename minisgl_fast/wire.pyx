@@ -3,13 +3,14 @@
 A frame is ``u32 length, u8 kind, payload``, little-endian; length counts kind and payload. Frames
 travel over one AF_UNIX stream socketpair per frontend (channel.py).
 
+    CONFIG    frontend -> engine   JSON, once and first: {"config", "model_path", "vocab_limit"}
     ADD       frontend -> engine   AddHeader and its arrays (wire.pxd)
     ABORT     frontend -> engine   u32 rid
     PROGRESS  engine -> frontend   JSON {"stage", "done", "total"} while the engine starts
     READY     engine -> frontend   JSON with what a frontend must know of the model and the cache
     STEP      engine -> frontend   StepHeader and its arrays: every token of one engine step
     STATS     engine -> frontend   JSON with scheduler and cache counters
-    FATAL     engine -> frontend   UTF-8 text; the engine exits after it
+    FATAL     engine -> frontend   JSON {"message", "exit_code"}; the engine exits after it
 
 Rules: a rid is chosen by the frontend and unique among its unfinished requests. Every ADD is
 answered by rows that end in exactly one row with a reason other than RUNNING, unless the frontend

