@@ -292,7 +292,7 @@ def _llama3_scaling(
     (1, 4, 8192), and the divisors that they give (transformers' ``_compute_llama3_parameters``)
     must be those of the file.
     """
-    factor = shortest_float32(max(factors))
+    factor = float(f"{max(factors):.4g}")  # writers that divide leave float32 noise
     if factor == 1.0:
         return None
     low, high, original = 1.0, 4.0, 8192
