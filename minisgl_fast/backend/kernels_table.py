@@ -1,0 +1,56 @@
+"""The table of everything that NVRTC compiles: one KernelSpec per translation unit and variant.
+
+Whoever adds a file to ``kernels/`` adds its variants here, in a tuple of its own that ``SPECS``
+joins. ``python -m minisgl_fast.backend.compile --all`` then compiles them for every architecture,
+and fails on an error, or on a register spill in a hot one. Pure data: no torch, no CuPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# What the package promises to compile for. A device is always given its exact architecture.
+ALL_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpec:
+    """One source file with one set of ``-D`` constants, compiled to one cubin.
+
+    ``entries`` are its ``extern "C" __global__`` functions. ``hot`` ones may not spill registers.
+    ``only`` limits a variant to some architectures (wgmma: sm_90a).
+    """
+
+    name: str
+    source: str
+    entries: tuple[str, ...]
+    defines: tuple[tuple[str, int], ...] = field(default=())
+    only: tuple[str, ...] = ()
+    hot: bool = True
+
+    def serves(self, arch: str) -> bool:
+        """Whether this variant is meant for ``arch``."""
+        return not self.only or arch in self.only
+
+
+KV_STORE = tuple(
+    KernelSpec(
+        name=f"kv_store_d{head_dim}" + ("_norm" if qk_norm else ""),
+        source="kv_store.cu",
+        entries=("kv_store",),
+        defines=(("HEAD_DIM", head_dim), ("QK_NORM", qk_norm)),
+    )
+    for head_dim in (64, 128)
+    for qk_norm in (0, 1)
+)
+
+# Joined here, one line a section: ``*ATTENTION_DECODE,`` and so on.
+SPECS: tuple[KernelSpec, ...] = (*KV_STORE,)
+
+
+def find_spec(name: str) -> KernelSpec:
+    """The spec called ``name``; KeyError if the table has none."""
+    for spec in SPECS:
+        if spec.name == name:
+            return spec
+    raise KeyError(name)

@@ -1,0 +1,11 @@
+def launch(
+    function: int,
+    stream: int,
+    grid_x: int,
+    grid_y: int,
+    grid_z: int,
+    block_x: int,
+    shared_bytes: int,
+    pdl: bool,
+    arguments: tuple[int | float, ...],
+) -> None: ...
