@@ -1,0 +1,254 @@
+"""Response bodies of the generation routes: whole objects and stream events as bytes.
+
+Every choice's text arrives JSON-escaped from its TextStream, so nothing is escaped twice: a body is
+pieces of bytes around it. A stream event of running text is ``prefix(index) + text + suffix``, made
+once per choice; the token loop (deliver.pyx) joins the three.
+
+Rules: the keys that the OpenAI schema requires are always there, null where we have nothing; every
+choice ends with exactly one finish_reason; ``usage`` is null on all chunks but its own when the
+client asked for it, and absent when not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts of one response. A prompt counts once, however many choices it has."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def to_json(self) -> bytes:
+        return (
+            b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+            b'"prompt_tokens_details":{"cached_tokens":%d}}'
+            % (
+                self.prompt_tokens,
+                self.completion_tokens,
+                self.prompt_tokens + self.completion_tokens,
+                self.cached_tokens,
+            )
+        )
+
+
+@dataclass(slots=True)
+class Answer:
+    """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id."""
+
+    index: int
+    text: bytes
+    finish_reason: str
+    matched: str | int | None
+
+    def end(self) -> bytes:
+        """The keys behind the text of a finished choice."""
+        return b'"finish_reason":"%b","matched_stop":%b' % (
+            self.finish_reason.encode(),
+            orjson.dumps(self.matched),
+        )
+
+
+class ResponseFormat(Protocol):
+    """How one route writes its answers."""
+
+    text_event: Callable[[bytes], bytes] | None
+    """Makes an event of plain text, where events are not prefix + JSON-escaped text + suffix."""
+
+    def prefix(self, index: int) -> bytes: ...
+    def suffix(self, index: int) -> bytes: ...
+    def opening(self, index: int) -> bytes:
+        """The events before a choice's first text."""
+
+    def closing(self, answer: Answer) -> bytes:
+        """The events that end a choice; ``answer.text`` is the rest of its text."""
+
+    def usage_event(self, usage: Usage) -> bytes:
+        """The event with the usage, empty if the client did not ask for it."""
+
+    def body(self, answers: list[Answer], usage: Usage) -> bytes:
+        """The whole answer where nothing is streamed."""
+
+
+class _OpenAIFormat:
+    """What chat and completion objects share."""
+
+    text_event = None
+    id_prefix = ""
+    chunk_object = ""
+    whole_object = ""
+
+    def __init__(self, request_id: str, model: str, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._identity = b'{"id":%b,"object":"%%b","created":%d,"model":%b,"choices":[' % (
+            orjson.dumps(self.id_prefix + request_id).replace(b"%", b"%%"),
+            time.time(),
+            orjson.dumps(model).replace(b"%", b"%%"),
+        )
+        self._head = b"data: " + self._identity % self.chunk_object.encode()
+
+    def usage_event(self, usage: Usage) -> bytes:
+        if not self._include_usage:
+            return b""
+        return b'%b],"usage":%b}\n\n' % (self._head, usage.to_json())
+
+    def whole(self, choices: Iterable[bytes], usage: Usage) -> bytes:
+        """The whole object around its choices."""
+        return b'%b%b],"usage":%b}' % (
+            self._identity % self.whole_object.encode(),
+            b",".join(choices),
+            usage.to_json(),
+        )
+
+
+class ChatFormat(_OpenAIFormat):
+    """``chat.completion`` and its chunks: role first, then text, then a chunk with the reason."""
+
+    id_prefix = "chatcmpl-"
+    chunk_object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+
+    def prefix(self, index: int) -> bytes:
+        return b'%b{"index":%d,"delta":{"content":"' % (self._head, index)
+
+    def suffix(self, index: int) -> bytes:
+        return b'"},"logprobs":null,"finish_reason":null}' + self._tail
+
+    def opening(self, index: int) -> bytes:
+        return (
+            b'%b{"index":%d,"delta":{"role":"assistant","content":""},'
+            b'"logprobs":null,"finish_reason":null}%b' % (self._head, index, self._tail)
+        )
+
+    def closing(self, answer: Answer) -> bytes:
+        index = answer.index
+        end = b'%b{"index":%d,"delta":{},"logprobs":null,%b}%b' % (
+            self._head,
+            index,
+            answer.end(),
+            self._tail,
+        )
+        return self.prefix(index) + answer.text + self.suffix(index) + end if answer.text else end
+
+    def body(self, answers: list[Answer], usage: Usage) -> bytes:
+        choices = (
+            b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null},'
+            b'"logprobs":null,%b}' % (answer.index, answer.text, answer.end())
+            for answer in answers
+        )
+        return self.whole(choices, usage)
+
+
+class CompletionFormat(_OpenAIFormat):
+    """``text_completion`` for both forms; the reason rides on the last text chunk.
+
+    ``echoes``: JSON-escaped text that stands before each choice's own, empty without ``echo``.
+    """
+
+    id_prefix = "cmpl-"
+    chunk_object = "text_completion"
+    whole_object = "text_completion"
+
+    def __init__(
+        self, request_id: str, model: str, include_usage: bool, echoes: list[bytes]
+    ) -> None:
+        super().__init__(request_id, model, include_usage)
+        self._echoes = echoes
+
+    def prefix(self, index: int) -> bytes:
+        return b'%b{"index":%d,"text":"' % (self._head, index)
+
+    def suffix(self, index: int) -> bytes:
+        return b'","logprobs":null,"finish_reason":null}' + self._tail
+
+    def opening(self, index: int) -> bytes:
+        if not self._echoes or not self._echoes[index]:
+            return b""
+        return self.prefix(index) + self._echoes[index] + self.suffix(index)
+
+    def closing(self, answer: Answer) -> bytes:
+        return b'%b%b","logprobs":null,%b}%b' % (
+            self.prefix(answer.index),
+            answer.text,
+            answer.end(),
+            self._tail,
+        )
+
+    def body(self, answers: list[Answer], usage: Usage) -> bytes:
+        choices = (
+            b'{"index":%d,"text":"%b%b","logprobs":null,%b}'
+            % (
+                answer.index,
+                self._echoes[answer.index] if self._echoes else b"",
+                answer.text,
+                answer.end(),
+            )
+            for answer in answers
+        )
+        return self.whole(choices, usage)
+
+
+class GenerateFormat:
+    """Mini-SGLang's ``/generate``: the plain text in SSE data lines, or {"text": ...}.
+
+    A text with line ends takes several data lines in one event, which SSE clients join again.
+    """
+
+    def prefix(self, index: int) -> bytes:
+        return b""
+
+    def suffix(self, index: int) -> bytes:
+        return b""
+
+    def text_event(self, text: bytes) -> bytes:
+        lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
+
+    def opening(self, index: int) -> bytes:
+        return b""
+
+    def closing(self, answer: Answer) -> bytes:
+        return self.text_event(answer.text) if answer.text else b""
+
+    def usage_event(self, usage: Usage) -> bytes:
+        return b""
+
+    def body(self, answers: list[Answer], usage: Usage) -> bytes:
+        answer = answers[0]
+        return b'{"text":"%b",%b,"usage":%b}' % (answer.text, answer.end(), usage.to_json())
+
+
+def json_escaped(text: str) -> bytes:
+    """The text as the inside of a JSON string."""
+    return orjson.dumps(text)[1:-1]
+
+
+def model_list(name: str, root: str, created: int, max_model_len: int) -> bytes:
+    return b'{"object":"list","data":[%b]}' % model_card(name, root, created, max_model_len)
+
+
+def model_card(name: str, root: str, created: int, max_model_len: int) -> bytes:
+    """``max_model_len`` in tokens, ``created`` in Unix seconds."""
+    return orjson.dumps(
+        {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "mini-sglang",
+            "root": root,
+            "parent": None,
+            "max_model_len": max_model_len,
+        }
+    )
