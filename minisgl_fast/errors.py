@@ -12,7 +12,8 @@
     |  |- PayloadTooLargeError  413
     |  |- UriTooLongError       414
     |  |- HeadersTooLargeError  431
-    |  `- NotImplementedByServerError 501
+    |  |- NotImplementedByServerError 501
+    |  `- HttpVersionError     505
     |- OverloadedError          503  queue full, loading or draining; carries Retry-After
     `- EngineError              500  the engine process failed or died
 
@@ -120,6 +121,13 @@ class NotImplementedByServerError(RequestError):
 
     http_status = 501
     code = "not_implemented"
+
+
+class HttpVersionError(RequestError):
+    """An HTTP version other than 1.0 and 1.1."""
+
+    http_status = 505
+    code = "http_version_not_supported"
 
 
 class OverloadedError(MinisglError):
