@@ -54,7 +54,7 @@ class Tokenizer:
         self.bos_id = self._id_of(config.special_tokens.get("bos_token"))
         ends = (self._id_of(text) for text in (*config.end_tokens, *TURN_ENDS))
         self.eos_ids = frozenset(token for token in ends if token is not None)
-        self._shrink = _max_shrink(tokenizer, self.table)
+        self._shrink, self._dropped = _max_shrink(tokenizer)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -99,11 +99,11 @@ class Tokenizer:
         """
         if self._shrink == 0:
             return 0
-        if text.isascii():
-            num_bytes, shrink = len(text), 1  # NFC leaves ASCII as it is
-        else:
-            num_bytes, shrink = len(text.encode("utf-8", "replace")), self._shrink
-        return -(-num_bytes // (self.table.max_token_bytes * shrink))
+        shrink = 1 if text.isascii() else self._shrink  # NFC leaves ASCII as it is
+        data = text.encode("utf-8", "replace")
+        if self._dropped:
+            data = data.translate(None, delete=self._dropped)
+        return -(-len(data) // (self.table.max_token_bytes * shrink))
 
     def check_fits(self, text: str, max_model_len: int, *, param: str) -> None:
         """ContextLengthError if the text is surely as long as the context or longer."""
@@ -193,11 +193,12 @@ def _sentencepiece_bytes(text: str) -> bytes:
     return text.replace("\u2581", " ").encode()
 
 
-def _max_shrink(tokenizer: FastTokenizer, table: TokenTable) -> int:
-    """How much longer a text can be than the tokens it gives, in bytes; 0 if nobody knows.
+def _max_shrink(tokenizer: FastTokenizer) -> tuple[int, bytes]:
+    """How much longer a text can be than its tokens, as a factor of bytes (0: nobody knows), not
+    counting bytes that the tokenizer drops because they are no token (SmolLM2 lacks U+0004).
 
-    Known for byte-level BPE that keeps every byte: all 256 bytes are tokens, no added token
-    swallows blanks around it, and the only normalizer is NFC.
+    Known for byte-level BPE where no added token swallows blanks around it, without a normalizer
+    or, if it drops no byte, with NFC.
     """
     added = tokenizer.get_added_tokens_decoder().values()
     if (
@@ -205,13 +206,15 @@ def _max_shrink(tokenizer: FastTokenizer, table: TokenTable) -> int:
         or not isinstance(tokenizer.decoder, decoders.ByteLevel)
         or not _keeps_every_byte(_state(tokenizer.pre_tokenizer))
         or any(token.lstrip or token.rstrip for token in added)
-        or not all(tokenizer.token_to_id(character) is not None for character in _BYTE_OF)
     ):
-        return 0
+        return 0, b""
+    dropped = bytes(
+        byte for character, byte in _BYTE_OF.items() if tokenizer.token_to_id(character) is None
+    )
     normalizer = _state(tokenizer.normalizer)
     if normalizer in (None, {"type": "Sequence", "normalizers": []}):
-        return 1
-    return MAX_NFC_SHRINK if normalizer == {"type": "NFC"} else 0
+        return 1, dropped
+    return (MAX_NFC_SHRINK, b"") if normalizer == {"type": "NFC"} and not dropped else (0, b"")
 
 
 def _keeps_every_byte(pre_tokenizer: Any) -> bool:
