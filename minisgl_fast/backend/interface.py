@@ -1,0 +1,95 @@
+"""What the model and the runner ask of a backend: every operation but the matrix products.
+
+Shapes: N = num_tokens, H = num_heads, K = num_kv_heads, D = head_dim of a step and a model.
+Rounding follows transformers: a norm is computed in float32, rounded to the activation's dtype and
+then multiplied by its weight; cos and sin are rounded to that dtype; softmax is float32.
+Rows that pad a CUDA graph (context_len 0, kv_slot -1) write nothing and yield finite garbage.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minisgl_fast.backend.step import DeviceState, StepTensors
+
+
+class KVCache(Protocol):
+    """Keys and values of all layers; what a layer's tensor looks like is the backend's business."""
+
+    def layer(self, index: int) -> Tensor: ...
+
+
+class Backend(Protocol):
+    """One device and its way to compute."""
+
+    def pick_dtype(self, requested: str, checkpoint: str) -> torch.dtype:
+        """Activation and weight type for ``--dtype`` (auto or a name) and a checkpoint's dtype."""
+
+    def allocate_kv(
+        self,
+        num_layers: int,
+        num_pages: int,
+        num_kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> KVCache:
+        """A zeroed cache: masked positions are multiplied by 0, which needs finite values."""
+
+    def apply_updates(self, step: StepTensors, state: DeviceState) -> None:
+        """page_table[slot, column] = page for every update of the step."""
+
+    def embed(self, step: StepTensors, state: DeviceState, weight: Tensor) -> Tensor:
+        """[N, hidden]; input id -1 means ``state.last_token`` of the row's slot."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(norm of x + residual, x + residual); may overwrite its arguments."""
+
+    def prepare_qkv(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        rope_table: Tensor,
+        step: StepTensors,
+        kv_layer: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> Tensor:
+        """Norm and rotate the heads of qkv [N, (H + 2K) * D], store keys and values, return q.
+
+        q is [N, H, D]. ``qkv`` may be overwritten. K and V go to ``step.kv_slots`` (-1: nowhere);
+        what is stored is finite whatever the input, so that no request can spoil another's pages.
+        """
+
+    def attention(
+        self, q: Tensor, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
+    ) -> Tensor:
+        """[N, H * D]: token row t of a sequence attends to its positions 0..positions[t]."""
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """[n, 2 I] -> [n, I]: silu(first half) * second half."""
+
+    def sample(
+        self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int
+    ) -> Tensor:
+        """int32 [num_samples] by the rules of ``backend/sampling.py``; -1 for a broken row.
+
+        Also sets ``state.last_token`` of the sampled slots (0 for a broken row) and counts the
+        token in ``state.counts`` for rows with penalties.
+        """
+
+    def reset_counts(
+        self, state: DeviceState, slot: int, tokens: array[int], num_prompt: int
+    ) -> None:
+        """Set ``state.counts[slot]`` to that of ``tokens``, the first ``num_prompt`` the prompt."""
