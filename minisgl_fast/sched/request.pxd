@@ -1,0 +1,60 @@
+"""C view of Request and Channel."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
+
+from minisgl_fast.sched.plan cimport Sampling
+from minisgl_fast.wire cimport StepRows
+
+cdef enum RequestState:
+    WAITING    # in the waiting queue; holds no slot and no page
+    RUNNING    # in the running list; holds a slot and pages
+    PREEMPTED  # out of the running list, will wait again when nothing of it is in flight
+    FINISHED   # answered or aborted; lets go of slot and pages when nothing of it is in flight
+
+
+cdef class Channel:
+    cdef int64_t number
+    cdef StepRows rows
+    cdef dict requests
+
+
+cdef class Request:
+    cdef Channel channel
+    cdef uint32_t rid
+    cdef RequestState state
+    cdef int32_t slot
+    cdef int32_t priority
+    cdef int64_t arrival
+
+    cdef vector[int32_t] tokens
+    cdef vector[int32_t] pages
+    cdef vector[int32_t] path
+    cdef int32_t num_prompt
+    cdef int32_t num_prefill
+    cdef int32_t num_computed
+    cdef int32_t num_committed
+    cdef int32_t num_published
+    cdef int32_t num_pending
+    cdef int32_t inflight
+    cdef int32_t max_total
+    cdef int32_t num_cached
+    cdef bint reported
+    cdef bint poisoned
+
+    cdef Sampling sampling
+    cdef uint64_t salt
+    cdef int32_t min_total
+    cdef bint ignore_eos
+    cdef vector[int32_t] stop_ids
+    cdef vector[int32_t] bias_ids
+    cdef vector[float] bias_values
+    cdef vector[int32_t] banned_ids
+
+    @staticmethod
+    cdef Request unpack(Channel channel, bytes payload, int32_t max_model_len, list eos_ids)
+
+    cdef int32_t num_tokens(self) noexcept
+    cdef int32_t num_bias(self) noexcept
+    cdef void emit(self, int32_t token, int reason) noexcept
+    cdef void rewind(self) noexcept
