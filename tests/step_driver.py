@@ -1,0 +1,191 @@
+"""Builds steps by hand, as the scheduler and the runner would, over randomly permuted pages."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from minisgl_fast.backend.reference import ReferenceBackend
+from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.model.config import ModelConfig
+from minisgl_fast.model.qwen3 import Qwen3
+from minisgl_fast.model.weights import load_weights
+
+SAMPLE_DEFAULTS: dict[str, float] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "seed_lo": 0,
+    "seed_hi": 0,
+    "presence": 0.0,
+    "frequency": 0.0,
+    "repetition": 1.0,
+    "sample_flags": 0,
+}
+FLOAT_FIELDS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
+
+
+def int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def make_step(
+    *,
+    input_ids: list[int] = (),  # type: ignore[assignment]
+    positions: list[int] = (),  # type: ignore[assignment]
+    kv_slots: list[int] = (),  # type: ignore[assignment]
+    seq_slots: list[int] = (),  # type: ignore[assignment]
+    q_lens: list[int] = (),  # type: ignore[assignment]
+    context_lens: list[int] = (),  # type: ignore[assignment]
+    num_decode: int = 0,
+    sample_rows: list[int] = (),  # type: ignore[assignment]
+    sample_slots: list[int] = (),  # type: ignore[assignment]
+    sample_positions: list[int] = (),  # type: ignore[assignment]
+    params: list[dict[str, float]] | None = None,
+    biases: list[dict[int, float]] | None = None,
+    updates: list[tuple[int, int, int]] = (),  # type: ignore[assignment]
+) -> StepTensors:
+    """A step from plain lists; ``params`` and ``biases`` hold one dict per sample."""
+    num_samples = len(sample_slots)
+    params = params or [{}] * num_samples
+    biases = biases or [{}] * num_samples
+    columns: dict[str, Any] = {}
+    for name, default in SAMPLE_DEFAULTS.items():
+        dtype = torch.float32 if name in FLOAT_FIELDS else torch.int32
+        columns[name] = torch.tensor([p.get(name, default) for p in params], dtype=dtype)
+    starts = [0]
+    for length in q_lens:
+        starts.append(starts[-1] + length)
+    bias_start = [0]
+    for bias in biases:
+        bias_start.append(bias_start[-1] + len(bias))
+    return StepTensors(
+        num_tokens=len(input_ids),
+        num_decode=num_decode,
+        num_seqs=len(seq_slots),
+        num_samples=num_samples,
+        max_q_len=max(q_lens, default=0),
+        max_context=max(context_lens, default=0),
+        input_ids=int32(list(input_ids)),
+        positions=int32(list(positions)),
+        kv_slots=int32(list(kv_slots)),
+        seq_slots=int32(list(seq_slots)),
+        q_start=int32(starts),
+        context_lens=int32(list(context_lens)),
+        sample_rows=int32(list(sample_rows)),
+        sample_slots=int32(list(sample_slots)),
+        sample_positions=int32(list(sample_positions or [0] * num_samples)),
+        bias_start=int32(bias_start),
+        bias_ids=int32([id for bias in biases for id in bias]),
+        bias_values=torch.tensor([v for bias in biases for v in bias.values()]).float(),
+        update_slots=int32([u[0] for u in updates]),
+        update_columns=int32([u[1] for u in updates]),
+        update_pages=int32([u[2] for u in updates]),
+        **columns,
+    )
+
+
+@dataclass
+class Sequence:
+    tokens: list[int]
+    num_computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    num_sent_pages: int = 0
+
+
+class Driver:
+    """A model with its cache, and sequences by slot."""
+
+    def __init__(
+        self,
+        model: Qwen3,
+        config: ModelConfig,
+        *,
+        page_size: int = 4,
+        num_pages: int = 96,
+        max_seqs: int = 16,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.backend = ReferenceBackend()
+        self.page_size = page_size
+        self.kv = self.backend.allocate_kv(
+            config.num_layers, num_pages, config.num_kv_heads, page_size, config.head_dim, dtype
+        )
+        for index in range(config.num_layers):  # stale contents must not matter
+            self.kv.layer(index).normal_(std=100.0)
+        device = torch.device("cpu")
+        self.state = DeviceState(max_seqs, num_pages, config.vocab_size, device)
+        self.state.page_table.random_(0, num_pages)
+        self.free_pages = list(range(num_pages))
+        random.Random(seed).shuffle(self.free_pages)
+        self.sequences: dict[int, Sequence] = {}
+
+    @classmethod
+    def load(cls, path: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Driver:
+        config = ModelConfig.load(path)
+        weights = load_weights(path, config, dtype, torch.device("cpu"))
+        model = Qwen3(config, weights, ReferenceBackend())
+        return cls(model, config, dtype=dtype, **options)
+
+    def add(self, slot: int, tokens: list[int], shared_with: int | None = None) -> None:
+        """A new sequence; ``shared_with`` names a slot whose full computed pages it reuses."""
+        sequence = Sequence(list(tokens))
+        if shared_with is not None:
+            other = self.sequences[shared_with]
+            common = 0
+            for mine, theirs in zip(tokens[:-1], other.tokens[: other.num_computed], strict=False):
+                if mine != theirs:
+                    break
+                common += 1
+            sequence.pages = other.pages[: common // self.page_size]
+            sequence.num_computed = len(sequence.pages) * self.page_size
+        self.sequences[slot] = sequence
+
+    def step(self, chunks: list[tuple[int, int]], use_last_token: bool = False) -> StepTensors:
+        """The step that computes the next n tokens of each (slot, n), decode rows first."""
+        num_decode = sum(n == 1 for _, n in chunks)
+        assert all(n == 1 for _, n in chunks[:num_decode]), "decode rows come first"
+        fields: dict[str, list[Any]] = {
+            name: []
+            for name in ("input_ids", "positions", "kv_slots", "seq_slots", "q_lens")
+            + ("context_lens", "sample_rows", "sample_slots", "sample_positions", "updates")
+        }
+        for slot, n in chunks:
+            sequence = self.sequences[slot]
+            start, end = sequence.num_computed, sequence.num_computed + n
+            assert end <= len(sequence.tokens)
+            while len(sequence.pages) * self.page_size < end:
+                sequence.pages.append(self.free_pages.pop())
+            for column in range(sequence.num_sent_pages, len(sequence.pages)):
+                fields["updates"].append((slot, column, sequence.pages[column]))
+            sequence.num_sent_pages = len(sequence.pages)
+            new = sequence.tokens[start:end]
+            if use_last_token and n == 1:
+                self.state.last_token[slot] = new[0]
+                new = [-1]
+            fields["input_ids"] += new
+            fields["positions"] += range(start, end)
+            for position in range(start, end):
+                page = sequence.pages[position // self.page_size]
+                fields["kv_slots"].append(page * self.page_size + position % self.page_size)
+            fields["seq_slots"].append(slot)
+            fields["q_lens"].append(n)
+            fields["context_lens"].append(end)
+            fields["sample_rows"].append(len(fields["input_ids"]) - 1)
+            fields["sample_slots"].append(slot)
+            fields["sample_positions"].append(end)
+            sequence.num_computed = end
+        return make_step(num_decode=num_decode, **fields)
+
+    @torch.inference_mode()
+    def run(self, chunks: list[tuple[int, int]], use_last_token: bool = False) -> torch.Tensor:
+        """Logits [len(chunks), vocab] of the last token of each chunk."""
+        step = self.step(chunks, use_last_token)
+        self.backend.apply_updates(step, self.state)
+        return self.model.forward(step, self.state, self.kv)
