@@ -27,6 +27,7 @@ from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import (
     ChunkedBody,
     HttpRequest,
+    body_too_large,
     check_partial_head,
     parse_head,
 )
@@ -107,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not None:
             self._end_exchange()
             exchange.client_gone()
-        self.deadline = self.server.now() + self.server.limits.linger_s
+        self.deadline = self.server.now() + self.server.limits.client_stall_timeout_s
         return False  # the transport writes what it still has, then closes
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -133,7 +134,8 @@ class HttpConnection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             self.deadline = self.server.now() + self.server.limits.keep_alive_timeout_s
-            self._run()
+            if not self._running:
+                self._run()
             return
         self.deadline = _NEVER
         exchange.paused = False
@@ -240,6 +242,8 @@ class HttpConnection(asyncio.Protocol):
         self._scanned = 0
         self._input = data[end:]
         request = self._request = parse_head(data[:end], server.limits)
+        if request.content_length > server.limits.max_body:  # rule 5
+            raise body_too_large(server.limits)
         self._refusal = server.refusal(request)
         if request.content_length == 0:
             self._dispatch(b"")
@@ -387,7 +391,7 @@ class HttpConnection(asyncio.Protocol):
         self._input = b""
         transport = self._transport
         # A client that does not read what is left is cut off by the sweep.
-        wait_s = limits.client_stall_timeout_s if self._write_paused else limits.linger_s
+        wait_s = limits.linger_s if self._broken else limits.client_stall_timeout_s
         self.deadline = self.server.now() + wait_s
         if not self._broken or not transport.can_write_eof():
             transport.close()

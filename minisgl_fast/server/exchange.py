@@ -45,6 +45,7 @@ class Exchange:
     on_disconnect  called once, at once, when the client is gone (or was cut off for stalling)
                    before the answer is complete; the exchange is closed by then
     on_resume      called when ``paused`` went back to False
+    request        the request answered; set ``request.body`` to b"" once it is parsed
     context        free for the handler (the session of a generation, an access-log record)
     status         the status that was answered, 0 before
     """
@@ -93,15 +94,18 @@ class Exchange:
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()
     ) -> None:
         """Answer in one piece. For HEAD the body is left out, its length is not."""
-        if not self._enter(_WAITING, _DONE):
+        if not self._may(_WAITING):
             return
-        self.status = status
         if status in _NO_BODY_STATUSES:
-            self._connection.send(self._head(status, b"", headers))
+            data = self._head(status, b"", headers)
         else:
             length = b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body))
-            head = self._head(status, length, headers)
-            self._connection.send(head if self.request.method == "HEAD" else head + body)
+            data = self._head(status, length, headers)
+            if self.request.method != "HEAD":
+                data += body
+        self._state = _DONE
+        self.status = status
+        self._connection.send(data)
         self._connection.exchange_done(self._keep_alive)
 
     def fail(self, error: MinisglError, headers: Headers = ()) -> None:
@@ -120,20 +124,21 @@ class Exchange:
 
         An HTTP/1.0 client gets no framing: its stream ends with the connection.
         """
-        if not self._enter(_WAITING, _STREAMING):
+        if not self._may(_WAITING):
             return
-        self.status = 200
         framing = b"content-type: %b\r\ncache-control: no-cache\r\n" % content_type
         if self._chunked:
             framing += b"transfer-encoding: chunked\r\n"
         else:
             self._keep_alive = False
-        self._connection.send(self._head(200, framing, headers))
+        head = self._head(200, framing, headers)
+        self._state = _STREAMING
+        self.status = 200
+        self._connection.send(head)
 
     def write(self, chunk: bytes) -> None:
         """Send joined events as one HTTP chunk."""
-        if self._state != _STREAMING:
-            self._out_of_order(_STREAMING)
+        if self._state != _STREAMING and not self._may(_STREAMING):
             return
         if not chunk or self.request.method == "HEAD":
             return
@@ -147,8 +152,9 @@ class Exchange:
 
     def finish(self, last: bytes = b"") -> None:
         """Send the last events and the end of the body in one write."""
-        if not self._enter(_STREAMING, _DONE):
+        if not self._may(_STREAMING):
             return
+        self._state = _DONE
         if self.request.method != "HEAD":
             if not self._chunked:
                 data = last
@@ -173,19 +179,16 @@ class Exchange:
             if self.on_disconnect is not None:
                 self.on_disconnect()
 
-    def _enter(self, before: int, after: int) -> bool:
-        if self._state != before:
-            self._out_of_order(before)
+    def _may(self, expected: int) -> bool:
+        """Whether a call that belongs to this state has effect; RuntimeError if it is a bug."""
+        if self._state == expected:
+            return True
+        if self._state == _CLOSED:
             return False
-        self._state = after
-        return True
-
-    def _out_of_order(self, expected: int) -> None:
-        if self._state != _CLOSED:
-            names = ("waiting", "streaming", "done")
-            raise RuntimeError(
-                f"the exchange is {names[self._state]}, this call needs it {names[expected]}"
-            )
+        names = ("waiting", "streaming", "done")
+        raise RuntimeError(
+            f"the exchange is {names[self._state]}, this call needs it {names[expected]}"
+        )
 
     def _head(self, status: int, framing: bytes, headers: Headers) -> bytes:
         """The status line and header fields up to the empty line."""

@@ -132,6 +132,7 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 MALFORMED_REQUEST_LINE = "The request line is malformed."
+MALFORMED_HEAD = "The request head is malformed."
 
 
 class _HeadFields:
@@ -168,24 +169,17 @@ def check_partial_head(data: bytes, limits: HttpLimits) -> None:
     line_end = data.find(b"\n")
     _check_request_line_size(data, line_end, limits)
     if line_end >= 0:
-        if data.count(b"\n") != data.count(b"\r\n"):
-            raise RequestError("Lines must end in CRLF.")
-        if len(data) - line_end - 1 > limits.max_header_block:
-            raise _header_block_error(limits)
+        _match_request_line(data, line_end)
+        _check_header_block(data, line_end, limits)
 
 
 def parse_head(head: bytes, limits: HttpLimits) -> HttpRequest:
     """Parse one complete head, from the method to the CRLF of the empty line."""
     line_end = head.find(b"\n")
     _check_request_line_size(head, line_end, limits)
-    line = _REQUEST_LINE.match(head)
-    if line is None or line.end() != line_end + 1:
-        raise RequestError(MALFORMED_REQUEST_LINE)
-    if line[3] != b"1" or line[4] not in b"01":  # rule 2
-        raise HttpVersionError("This server speaks HTTP/1.1 and HTTP/1.0.")
-    if len(head) - line.end() > limits.max_header_block:  # rule 6
-        raise _header_block_error(limits)
-    if head.count(b"\r\n") - 2 > limits.max_header_fields:
+    line = _match_request_line(head, line_end)
+    num_lines = _check_header_block(head, line_end, limits)
+    if num_lines - 2 > limits.max_header_fields:  # the request line and the empty line
         raise HeadersTooLargeError(f"More than {limits.max_header_fields} header fields.")
 
     fields = _parse_fields(head)
@@ -208,8 +202,6 @@ def parse_head(head: bytes, limits: HttpLimits) -> HttpRequest:
     request.expects_continue = (
         expect is not None and not http_1_0 and expect.strip().lower() == b"100-continue"
     )
-    if request.content_length > limits.max_body:  # rule 5
-        raise body_too_large(limits)
     return request
 
 
@@ -222,11 +214,11 @@ def _parse_fields(head: bytes) -> _HeadFields:
     except httptools.HttpParserInvalidMethodError:
         raise NotImplementedByServerError("Unknown method.") from None
     except httptools.HttpParserError:
-        raise RequestError("The request head is malformed.") from None
+        raise RequestError(MALFORMED_HEAD) from None
     finally:
         del fields.parser  # it holds us by its callbacks: no cycle is left for the collector
     if fields.keep_alive is None:
-        raise RequestError("The request head is malformed.")
+        raise RequestError(MALFORMED_HEAD)
     return fields
 
 
@@ -238,8 +230,23 @@ def _check_request_line_size(data: bytes, line_end: int, limits: HttpLimits) -> 
         raise UriTooLongError(f"The request line is over {limits.max_request_line} bytes.")
 
 
-def _header_block_error(limits: HttpLimits) -> HeadersTooLargeError:
-    return HeadersTooLargeError(f"The header block is over {limits.max_header_block} bytes.")
+def _match_request_line(data: bytes, line_end: int) -> re.Match[bytes]:
+    line = _REQUEST_LINE.match(data)
+    if line is None or line.end() != line_end + 1:
+        raise RequestError(MALFORMED_REQUEST_LINE)
+    if line[3] != b"1" or line[4] not in b"01":  # rule 2
+        raise HttpVersionError("This server speaks HTTP/1.1 and HTTP/1.0.")
+    return line
+
+
+def _check_header_block(data: bytes, line_end: int, limits: HttpLimits) -> int:
+    """Returns the number of lines."""
+    num_lines = data.count(b"\n")
+    if num_lines != data.count(b"\r\n"):
+        raise RequestError(MALFORMED_HEAD)
+    if len(data) - line_end - 1 > limits.max_header_block:  # rule 6
+        raise HeadersTooLargeError(f"The header block is over {limits.max_header_block} bytes.")
+    return num_lines
 
 
 def body_too_large(limits: HttpLimits) -> PayloadTooLargeError:
