@@ -27,6 +27,8 @@ cdef class TextStream:
     cdef string pending            # bytes not taken yet; the last num_held may start a stop string
     cdef size_t num_held
     cdef vector[StopString] stops
+    cdef bint starts_stop[256]     # bytes that a stop string begins with
+    cdef bint matching             # some stop string has begun
     cdef bint skip_special
     cdef bint include_stop
     cdef readonly bint finished

@@ -145,6 +145,8 @@ cdef class TextStream:
             self.pending.append(data, size)
             return
         for i in range(size):
+            if not self.matching and not self.starts_stop[<uint8_t>data[i]]:
+                continue
             if self._match(<uint8_t>data[i]):
                 self.pending.append(data, i + 1)
                 if not self.include_stop:
@@ -191,6 +193,7 @@ cdef class TextStream:
                 self.matched < 0 or state > self.stops[self.matched].text.size()
             ):
                 self.matched = <int32_t>index
+        self.matching = held > 0
         self.num_held = 0 if self.include_stop else held
         return self.matched >= 0
 
@@ -206,6 +209,7 @@ cdef class TextStream:
         except UnicodeDecodeError:
             raise RequestError("A stop string must be valid UTF-8.", param="stop") from None
         stop.text = text
+        self.starts_stop[<uint8_t>stop.text[0]] = True
         stop.matched = 0
         stop.fallback.push_back(0)
         for i in range(1, stop.text.size()):

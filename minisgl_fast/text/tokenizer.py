@@ -31,8 +31,8 @@ MAX_INLINE_CHARACTERS = 2000  # about 1 ms
 NUM_THREADS = 2
 # Turn ends that some models' files forget to name as eos.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>")
-# NFC shortens UTF-8 to a third at most: three Hangul jamo become one syllable, the Kelvin sign K.
-MAX_NFC_SHRINK = 3
+# NFC shortens UTF-8 most where U+1FBE U+0308 U+0301, seven bytes, become U+0390, two.
+MAX_NFC_SHRINK = 4
 
 
 class Tokenizer:
