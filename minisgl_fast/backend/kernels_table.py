@@ -44,8 +44,46 @@ KV_STORE = tuple(
     for qk_norm in (0, 1)
 )
 
+ATTENTION_DECODE = tuple(
+    KernelSpec(
+        name=f"attention_decode_d{head_dim}_n{head_tiles}",
+        source="attention_decode.cu",
+        entries=("attention_decode",),
+        defines=(("HEAD_DIM", head_dim), ("HEAD_TILES", head_tiles)),
+    )
+    for head_dim in (64, 128)
+    for head_tiles in (1, 2)
+)
+
+# Index 0 is head_dim 64, index 1 is 128. The first serves every device, the second is Hopper's.
+ATTENTION_PREFILL = tuple(
+    KernelSpec(
+        name=f"attention_prefill_d{head_dim}",
+        source="attention_prefill.cu",
+        entries=("attention_prefill",),
+        defines=(("HEAD_DIM", head_dim),),
+    )
+    for head_dim in (64, 128)
+)
+
+ATTENTION_PREFILL_SM90 = tuple(
+    KernelSpec(
+        name=f"attention_prefill_sm90_d{head_dim}",
+        source="attention_prefill_sm90.cu",
+        entries=("attention_prefill_sm90",),
+        defines=(("HEAD_DIM", head_dim),),
+        only=("sm_90a",),
+    )
+    for head_dim in (64, 128)
+)
+
 # Joined here, one line a section: ``*ATTENTION_DECODE,`` and so on.
-SPECS: tuple[KernelSpec, ...] = (*KV_STORE,)
+SPECS: tuple[KernelSpec, ...] = (
+    *KV_STORE,
+    *ATTENTION_DECODE,
+    *ATTENTION_PREFILL,
+    *ATTENTION_PREFILL_SM90,
+)
 
 
 def find_spec(name: str) -> KernelSpec:

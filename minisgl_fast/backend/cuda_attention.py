@@ -1,0 +1,109 @@
+"""Decode attention on the GPU: the wrapper of ``kernels/attention_decode.cu``.
+
+Sizes the fixed grid, its shared memory and its workspace once; a call is then one launch whose
+arguments are fixed addresses, so it may be captured in a CUDA graph for any batch and any lengths.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from minisgl_fast.backend.kernel import get_kernel
+from minisgl_fast.errors import ConfigError
+
+HEADS = 8  # query heads in one tile of the kernel
+TILE = 64  # tokens
+MAX_GROUP = 16
+LOG2E = math.log2(math.e)
+
+
+class DecodeAttention:
+    """Attention of one new token a sequence over the pages; one instance serves all layers.
+
+    Not for two streams at once: the workspace is shared by all its launches.
+    """
+
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, max_seqs: int
+    ) -> None:
+        group, rest = divmod(num_heads, num_kv_heads)
+        if rest or not 1 <= group <= MAX_GROUP or head_dim not in (64, 128):
+            raise ConfigError(
+                f"decode attention has no kernel for {num_heads} query heads, {num_kv_heads} key "
+                f"heads of {head_dim}: it needs head_dim 64 or 128 and at most {MAX_GROUP} query "
+                "heads to a key head"
+            )
+        if page_size not in (16, 32, 64, 128, 256):
+            raise ConfigError(f"page size {page_size}: must be 16, 32, 64, 128 or 256")
+        head_tiles = -(-group // HEADS)
+        self._num_kv_heads = num_kv_heads
+        self._group = group
+        self._head_dim = head_dim
+        self._page_shift = page_size.bit_length() - 1
+        device = torch.cuda.current_device()
+        properties = torch.cuda.get_device_properties(device)
+        block, num_stages, blocks_per_sm = _configuration(properties.major, properties.minor)
+        self._block = block
+        # The same bytes in flight for both head sizes.
+        self._shared_bytes = num_stages * TILE * 128 * 4
+        self._grid = (properties.multi_processor_count * blocks_per_sm,)
+        self._kernel = get_kernel(
+            f"attention_decode_d{head_dim}_n{head_tiles}", "attention_decode", self._shared_bytes
+        )
+        floats = 2 * self._grid[0] * head_tiles * HEADS * (head_dim + 2)
+        self._partials = torch.empty(floats, dtype=torch.float32, device=device)
+        self._counters = torch.zeros(max_seqs * num_kv_heads, dtype=torch.int32, device=device)
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        kv_layer: torch.Tensor,
+        out: torch.Tensor,
+        context_lens: torch.Tensor,
+        seq_slots: torch.Tensor,
+        page_table: torch.Tensor,
+        num_seqs: int,
+        scale: float,
+        pdl: bool = False,
+    ) -> None:
+        """Write rows 0 .. num_seqs - 1 of ``out`` [.., num_heads * head_dim] from those of ``q``.
+
+        ``kv_layer`` as in kv_layout.py; ``context_lens`` (this step's tokens included) and
+        ``seq_slots`` int32 [num_seqs]; ``page_table`` int32 [slots, columns]. All contiguous.
+        Length 0 gives a row of zeros.
+        """
+        if num_seqs == 0:
+            return
+        self._kernel.launch(
+            self._grid,
+            self._block,
+            (
+                q.data_ptr(),
+                kv_layer.data_ptr(),
+                out.data_ptr(),
+                context_lens.data_ptr(),
+                seq_slots.data_ptr(),
+                page_table.data_ptr(),
+                self._partials.data_ptr(),
+                self._counters.data_ptr(),
+                num_seqs,
+                self._num_kv_heads,
+                self._group,
+                page_table.stride(0),
+                self._page_shift,
+                scale * LOG2E,
+            ),
+            self._shared_bytes,
+            pdl,
+        )
+
+
+def _configuration(major: int, minor: int) -> tuple[int, int, int]:
+    """(threads, stages at head_dim 128, blocks an SM), as attention_decode.cu has them by arch."""
+    if major in (9, 10, 11):
+        return 160, 3, 2
+    if (major, minor) in ((8, 0), (8, 7)):
+        return 128, 2, 2
+    return (160 if major >= 9 else 128), 2, 1

@@ -1,0 +1,223 @@
+"""Decode attention on the GPU against float32 in torch, on random pages poisoned with NaN."""
+
+import math
+
+import pytest
+import torch
+
+from minisgl_fast.backend.kv_layout import layer_shape, swizzle
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+# query heads, kv heads, head_dim
+SHAPES = {
+    "qwen3-0.6b": (16, 8, 128),
+    "qwen3-8b": (32, 8, 128),
+    "qwen3-14b": (40, 8, 128),
+    "qwen3-32b": (64, 8, 128),
+    "qwen2.5-0.5b": (14, 2, 64),
+    "smollm2": (9, 3, 64),
+    "group-1": (2, 2, 128),
+    "group-1-d64": (5, 5, 64),
+    "group-16": (16, 1, 128),
+    "group-11-d64": (11, 1, 64),
+}
+
+
+class Case:
+    """A batch with its pages; every byte of the cache that no sequence owns is NaN."""
+
+    def __init__(self, shape: tuple[int, int, int], page_size: int, lengths: list[int], seed=0):
+        from minisgl_fast.backend.cuda_attention import DecodeAttention
+
+        self.num_heads, self.num_kv_heads, self.head_dim = shape
+        self.lengths = lengths
+        generator = torch.Generator("cuda").manual_seed(seed)
+        num_seqs = len(lengths)
+        counts = [-(-length // page_size) for length in lengths]
+        num_pages = sum(counts) + 3
+        order = torch.randperm(num_pages, generator=generator, device="cuda").int()
+        num_slots = num_seqs + 2
+        slots = torch.randperm(num_slots, generator=generator, device="cuda").int()[:num_seqs]
+        # A page that no sequence owns is out of bounds by far: reading it would fault.
+        table = torch.full((num_slots, max([*counts, 1]) + 1), 1 << 28, dtype=torch.int32)
+        rows = torch.full((num_pages, page_size), False)
+        starts, start = [], 0
+        for i, count in enumerate(counts):
+            pages = order[start : start + count].cpu()
+            table[slots[i], :count] = pages
+            valid = torch.arange(count * page_size) < lengths[i]
+            rows[pages.long()] = valid.view(count, page_size)
+            starts.append(start)
+            start += count
+        draw = {"generator": generator, "device": "cuda", "dtype": torch.bfloat16}
+        kv_shape = (num_pages, page_size, self.num_kv_heads, self.head_dim)
+        self.k, self.v = torch.randn(kv_shape, **draw), torch.randn(kv_shape, **draw)
+        self.k[~rows.cuda()] = math.nan
+        self.v[~rows.cuda()] = math.nan
+        self.kv = swizzle(self.k, self.v)
+        expected = layer_shape(num_pages, self.num_kv_heads, page_size, self.head_dim)
+        assert self.kv.shape == expected
+        self.q = torch.randn(num_seqs, self.num_heads, self.head_dim, **draw)
+        self.order, self.starts, self.counts = order.long(), starts, counts
+        self.table, self.slots = table.cuda(), slots
+        self.context_lens = torch.tensor(lengths, dtype=torch.int32, device="cuda")
+        self.scale = self.head_dim**-0.5
+        self.attention = DecodeAttention(*shape, page_size, num_seqs)
+
+    def run(self, pdl: bool = False) -> torch.Tensor:
+        out = torch.full_like(self.q, math.nan).view(len(self.lengths), -1)
+        self.run_into(out, pdl)
+        torch.cuda.synchronize()
+        assert not self.attention._counters.any()
+        return out
+
+    def run_into(self, out: torch.Tensor, pdl: bool = False) -> None:
+        self.attention(
+            self.q,
+            self.kv,
+            out,
+            self.context_lens,
+            self.slots,
+            self.table,
+            len(self.lengths),
+            self.scale,
+            pdl,
+        )
+
+    def reference(self) -> torch.Tensor:
+        out = torch.zeros_like(self.q, dtype=torch.float32)
+        group = self.num_heads // self.num_kv_heads
+        for i, length in enumerate(self.lengths):
+            if length == 0:
+                continue
+            pages = self.order[self.starts[i] : self.starts[i] + self.counts[i]]
+            k = self.k[pages].flatten(0, 1)[:length].float().transpose(0, 1)
+            v = self.v[pages].flatten(0, 1)[:length].float().transpose(0, 1)
+            q = self.q[i].view(self.num_kv_heads, group, self.head_dim).float() * self.scale
+            out[i] = ((q @ k.transpose(1, 2)).softmax(-1) @ v).view(self.num_heads, -1)
+        return out.flatten(1)
+
+    def check(self, pdl: bool = False) -> None:
+        out, expected = self.run(pdl), self.reference()
+        assert not out.isnan().any()
+        assert (out.float() - expected).norm() < 1e-2 * expected.norm()
+        for i, length in enumerate(self.lengths):
+            error = (out[i].float() - expected[i]).norm() / max(expected[i].norm().item(), 1e-9)
+            assert error < 2e-2 if length else not out[i].any(), (i, length)
+
+
+@pytest.fixture(autouse=True)
+def _exact_reference(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+def boundaries(page_size: int) -> list[int]:
+    around = [1, page_size - 1, page_size, page_size + 1, 63, 64, 65, 127, 128, 129, 1000]
+    return [0, *around, 0, 15, 16, 17, 3 * page_size + 7, 2049, 0]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_every_head_shape_at_every_boundary(shape):
+    Case(shape, 64, boundaries(64)).check()
+
+
+@pytest.mark.parametrize("shape", ["qwen3-0.6b", "smollm2"])
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128, 256])
+def test_every_page_size(shape, page_size):
+    Case(SHAPES[shape], page_size, boundaries(page_size), seed=1).check()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_one_long_sequence_is_split_over_all_blocks(shape):
+    Case(shape, 64, [32768], seed=2).check()
+
+
+@pytest.mark.parametrize("length", [1, 64, 1024, 8192])
+def test_one_sequence_alone(length):
+    Case(SHAPES["qwen3-0.6b"], 64, [length], seed=3).check()
+
+
+def test_batches_larger_than_a_block():
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.randint(0, 300, (1100,), generator=generator).tolist()
+    Case(SHAPES["qwen3-0.6b"], 64, lengths, seed=4).check()
+
+
+@pytest.mark.parametrize("long_at", [0, 100, 255])
+def test_skewed_batch(long_at):
+    lengths = [1 + i % 90 for i in range(256)]
+    lengths[long_at] = 32768
+    Case(SHAPES["qwen3-0.6b"], 64, lengths, seed=5).check()
+
+
+def test_all_rows_are_padding():
+    case = Case(SHAPES["qwen3-0.6b"], 64, [0] * 9)
+    assert not case.run().any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_batches(seed):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda low, high: int(torch.randint(low, high, (), generator=generator))  # noqa: E731
+    shape = list(SHAPES.values())[draw(0, len(SHAPES))]
+    page_size = 16 << draw(0, 5)
+    num_seqs = draw(1, 70)
+    Case(shape, page_size, [draw(0, 2500) for _ in range(num_seqs)], seed).check(pdl=True)
+
+
+def test_repeated_runs_give_equal_bits():
+    lengths = [1 + 137 * i % 3000 for i in range(77)]
+    case = Case(SHAPES["qwen3-14b"], 64, lengths, seed=6)
+    first = case.run()
+    for _ in range(20):
+        assert torch.equal(case.run(), first)
+
+
+def test_large_scores_do_not_overflow():
+    case = Case(SHAPES["qwen3-0.6b"], 64, [500, 70])
+    case.q *= 60
+    case.check()
+
+
+def test_nan_of_one_sequence_stays_there():
+    case = Case(SHAPES["qwen3-0.6b"], 64, [300, 200, 100])
+    clean = case.run()
+    case.q[1] = math.nan
+    out = case.run()
+    assert out[1].isnan().all()
+    assert torch.equal(out[0], clean[0]) and torch.equal(out[2], clean[2])
+
+
+def test_graph_replays_with_other_lengths():
+    lengths = [700, 64, 0, 1500]
+    case = Case(SHAPES["qwen3-0.6b"], 64, lengths, seed=7)
+    out = torch.full_like(case.q, math.nan).view(4, -1)
+    case.run_into(out)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        case.run_into(out, pdl=True)
+    for shrink in (0, 1, 63, 64):
+        case.lengths = [max(length - shrink, 0) for length in lengths]
+        case.context_lens.copy_(torch.tensor(case.lengths))
+        out.fill_(math.nan)
+        graph.replay()
+        expected = case.reference()
+        assert (out.float() - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_shapes_without_a_kernel_are_refused():
+    from minisgl_fast.backend.cuda_attention import DecodeAttention
+    from minisgl_fast.errors import ConfigError
+
+    for shape, page_size in (
+        ((16, 8, 96), 64),
+        ((34, 2, 64), 64),
+        ((9, 2, 64), 64),
+        ((16, 8, 128), 48),
+    ):
+        with pytest.raises(ConfigError):
+            DecodeAttention(*shape, page_size, 4)
