@@ -1,10 +1,10 @@
 """Request bodies of the generation routes: JSON in, checked structs out.
 
 Rules: orjson parses, msgspec checks types; unknown fields are ignored, explicit null means the
-default, whole floats count as integers; a field of the public API that this server does not act upon
-yet is refused by name when it asks for something (never silence). Every error is a RequestError that
-names the field in ``param`` the way a client would write it: ``messages[0].content``. Nothing here
-knows the model: its defaults and limits are arguments.
+default, whole floats count as integers; a field of the public API that this server does not act
+upon yet is refused by name when it asks for something (never silence). Every error is a
+RequestError that names the field in ``param`` the way a client would write it:
+``messages[0].content``. Nothing here knows the model: its defaults and limits are arguments.
 """
 
 from __future__ import annotations

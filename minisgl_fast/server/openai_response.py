@@ -63,8 +63,9 @@ class Answer:
 class ResponseFormat(Protocol):
     """How one route writes its answers."""
 
-    text_event: Callable[[bytes], bytes] | None
-    """Makes an event of plain text, where events are not prefix + JSON-escaped text + suffix."""
+    @property
+    def text_event(self) -> Callable[[bytes], bytes] | None:
+        """Makes an event of plain text, where it is not prefix + JSON-escaped text + suffix."""
 
     def prefix(self, index: int) -> bytes: ...
     def suffix(self, index: int) -> bytes: ...
@@ -84,7 +85,7 @@ class ResponseFormat(Protocol):
 class _OpenAIFormat:
     """What chat and completion objects share."""
 
-    text_event = None
+    text_event: Callable[[bytes], bytes] | None = None
     id_prefix = ""
     chunk_object = ""
     whole_object = ""
@@ -235,11 +236,11 @@ def json_escaped(text: str) -> bytes:
     return orjson.dumps(text)[1:-1]
 
 
-def model_list(name: str, root: str, created: int, max_model_len: int) -> bytes:
+def model_list(name: str, root: str, created: int, max_model_len: int | None) -> bytes:
     return b'{"object":"list","data":[%b]}' % model_card(name, root, created, max_model_len)
 
 
-def model_card(name: str, root: str, created: int, max_model_len: int) -> bytes:
+def model_card(name: str, root: str, created: int, max_model_len: int | None) -> bytes:
     """``max_model_len`` in tokens, ``created`` in Unix seconds."""
     return orjson.dumps(
         {

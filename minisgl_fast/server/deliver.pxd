@@ -1,0 +1,70 @@
+"""C view of the token loop; see deliver.pyx."""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libcpp.string cimport string
+from libcpp.unordered_map cimport unordered_map
+from libcpp.vector cimport vector
+
+from minisgl_fast.text.stream cimport TextStream
+
+cdef enum:
+    # What ends a choice besides the engine's own reasons (wire.FinishReason): its stop string.
+    STOP_STRING = 16
+
+
+cdef class Histogram:
+    """Counts of observed seconds between fixed bounds, for /metrics."""
+    cdef vector[double] bounds
+    cdef vector[uint64_t] counts
+    cdef readonly double total
+
+    cdef void add(self, double value) noexcept nogil
+
+
+cdef class Choice:
+    """One generation: one rid in the engine, one entry of ``choices`` in the answer."""
+    cdef readonly Response response
+    cdef readonly TextStream text
+    cdef readonly int32_t index
+    cdef readonly uint32_t rid
+    cdef readonly int32_t num_tokens
+    cdef readonly int32_t num_cached
+    cdef readonly int32_t last_token
+    cdef readonly int32_t reason      # RUNNING until the last token is here
+    cdef readonly bint include_stop
+    cdef readonly double last_time    # of the last token; of the submission before the first one
+    cdef string prefix
+    cdef string suffix
+    cdef bint is_dirty
+
+
+cdef class Response:
+    """One answer under way: its choices, and where their text goes. Subclassed by Session."""
+    cdef readonly bint streaming
+    cdef readonly int32_t num_open    # choices that are not closed yet
+    cdef readonly bint is_open        # the head of the stream was sent
+    cdef public bint ended            # nothing more is written
+    cdef object exchange
+    cdef object text_event
+    cdef bint is_dirty
+    cdef list dirty
+    cdef string out
+
+    cpdef write_ready(self)
+    cdef int flush(self) except -1
+
+
+cdef class Dispatcher:
+    """Routes the rows of STEP frames to choices; see deliver.pyx."""
+    cdef readonly Histogram time_to_first_token
+    cdef readonly Histogram inter_token
+    cdef readonly int64_t num_generated
+    cdef readonly int64_t num_cached
+    cdef uint32_t next_rid
+    cdef object send_abort
+    cdef unordered_map[uint32_t, void *] open
+    cdef list dirty
+
+    cdef Choice _find(self, uint32_t rid)
+    cdef int _token(self, Choice choice, int32_t token, int32_t reason, double now) except -1
+    cdef void _mark(self, Choice choice)

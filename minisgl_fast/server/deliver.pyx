@@ -1,0 +1,285 @@
+"""The token loop of the frontend: STEP frames in, one write per stream out.
+
+``Dispatcher.deliver`` feeds each row's token to the TextStream of its choice and marks the choice;
+``Dispatcher.flush`` then writes what every marked response has to say, in one piece. Between the
+two any number of frames may be delivered, so a frontend that lags puts several tokens in one event.
+
+Rules:
+- No task, queue, future or await, and no Python object per token but the bytes that are written.
+- A row whose rid is not open is dropped: its choice has ended here before the engine knew.
+- A choice ends exactly once: by the engine's reason, by a stop string (then the engine is told to
+  abort it), or by ``close`` (then nothing more is written for it).
+- The token that stopped a generation (eos, stop id) is counted, but shown only on request.
+- One response that fails while it is written is ended and logged; the others go on.
+- One clock reading per frame serves all its tokens.
+"""
+
+import logging
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cython.operator cimport dereference
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libcpp.string cimport string
+
+from minisgl_fast.text.stream cimport TextStream
+from minisgl_fast.wire cimport EOS, RUNNING, STOP_TOKEN, StepHeader
+
+from minisgl_fast.errors import EngineError, MinisglError
+
+log = logging.getLogger("minisgl_fast.frontend")
+
+STOPPED_BY_STRING = STOP_STRING
+
+
+cdef class Histogram:
+
+    def __cinit__(self, bounds):
+        """``bounds``: increasing upper bounds in seconds."""
+        self.bounds = bounds
+        self.counts.resize(self.bounds.size() + 1)
+
+    def observe(self, double value):
+        """Count one value."""
+        self.add(value)
+
+    def buckets(self):
+        """[(upper bound as text, cumulative count)], ending with +Inf."""
+        cdef uint64_t so_far = 0
+        cdef size_t i
+        result = []
+        for i in range(self.bounds.size()):
+            so_far += self.counts[i]
+            result.append((repr(self.bounds[i]), so_far))
+        return [*result, ("+Inf", so_far + self.counts.back())]
+
+    cdef void add(self, double value) noexcept nogil:
+        cdef size_t i = 0
+        while i < self.bounds.size() and value > self.bounds[i]:
+            i += 1
+        self.counts[i] += 1
+        self.total += value
+
+
+cdef class Choice:
+
+    def __cinit__(
+        self, Response response not None, int32_t index, TextStream text not None,
+        bytes prefix not None, bytes suffix not None, bint include_stop, double now,
+    ):
+        """``prefix`` and ``suffix`` make an event of running text; ``now`` is the start's time."""
+        self.response = response
+        self.index = index
+        self.text = text
+        self.prefix = prefix
+        self.suffix = suffix
+        self.include_stop = include_stop
+        self.last_token = -1
+        self.last_time = now
+        response.num_open += 1
+
+    @property
+    def stopped_by_string(self):
+        """Whether a stop string ended it; ``text.matched`` is the string's index."""
+        return self.reason == STOP_STRING
+
+
+cdef class Response:
+
+    def __init__(self, exchange, bint streaming, text_event=None):
+        """``exchange`` as in exchange.py; ``text_event`` as in ResponseFormat."""
+        self.exchange = exchange
+        self.streaming = streaming
+        self.text_event = text_event
+        self.dirty = []
+
+    # For subclasses
+
+    def open_stream(self):
+        """Called before the first event: sends the head, returns the events that come first."""
+        raise TypeError("a streaming Response must have open_stream")
+
+    def close_choice(self, Choice choice, bytes text):
+        """Called when a choice is complete; returns its last events (``text`` not yet written)."""
+        raise TypeError("a Response must have close_choice")
+
+    def complete(self, bytes events):
+        """Called when all choices are closed, with the events not yet written."""
+        raise TypeError("a Response must have complete")
+
+    def fail(self, error):
+        """Called when the answer cannot go on; ``error`` is a MinisglError."""
+        raise TypeError("a Response must have fail")
+
+    cpdef write_ready(self):
+        """Write what is ready: after a step, and when a paused client reads again."""
+        try:
+            self.flush()
+        except MinisglError as error:
+            self.fail(error)
+        except Exception:
+            log.exception("an answer could not be written")
+            self.fail(EngineError("The answer could not be written."))
+
+    cdef int flush(self) except -1:
+        cdef Choice choice
+        cdef size_t start
+        cdef size_t after_prefix
+        cdef bytes events
+        if self.ended or (self.streaming and self.exchange.paused):
+            return 0
+        dirty = self.dirty
+        self.dirty = []
+        self.out.clear()
+        if self.streaming and not self.is_open:
+            self.is_open = True
+            _append(self.out, self.open_stream())
+        for choice in dirty:
+            choice.is_dirty = False
+            if choice.reason != RUNNING:
+                self.num_open -= 1
+                text = choice.text.take_json() if self.text_event is None else choice.text.take()
+                _append(self.out, self.close_choice(choice, text))
+            elif self.text_event is None:
+                start = self.out.size()
+                self.out.append(choice.prefix)
+                after_prefix = self.out.size()
+                choice.text.drain(self.out, True)
+                if self.out.size() == after_prefix:
+                    self.out.resize(start)
+                else:
+                    self.out.append(choice.suffix)
+            else:
+                text = choice.text.take()
+                if text:
+                    _append(self.out, self.text_event(text))
+        events = PyBytes_FromStringAndSize(self.out.data(), <Py_ssize_t>self.out.size())
+        if self.num_open == 0:
+            self.ended = True
+            self.complete(events)
+        elif PyBytes_GET_SIZE(events):
+            self.exchange.write(events)
+        return 0
+
+
+cdef class Dispatcher:
+
+    def __init__(self, send_abort, time_to_first_token, inter_token):
+        """``send_abort(rid)`` tells the engine; the others are bucket bounds in seconds."""
+        self.send_abort = send_abort
+        self.time_to_first_token = Histogram(time_to_first_token)
+        self.inter_token = Histogram(inter_token)
+        self.dirty = []
+
+    def __dealloc__(self):
+        for entry in self.open:
+            Py_DECREF(<object>entry.second)
+
+    def __len__(self):
+        """How many choices are open."""
+        return self.open.size()
+
+    def open_choice(self, Choice choice not None):
+        """Give the choice a rid that no open one has; rows of it are delivered from now on."""
+        while self.open.count(self.next_rid):
+            self.next_rid += 1
+        choice.rid = self.next_rid
+        self.next_rid += 1
+        Py_INCREF(choice)
+        self.open[choice.rid] = <void *>choice
+        return choice.rid
+
+    def close(self, Choice choice not None):
+        """Forget a choice that ends before the engine's last row; returns whether it was open."""
+        if self._find(choice.rid) is not choice:
+            return False
+        self.open.erase(choice.rid)
+        Py_DECREF(choice)
+        return True
+
+    def choices(self):
+        """All open choices."""
+        return [<Choice>entry.second for entry in self.open]
+
+    def deliver(self, bytes payload not None, double now):
+        """Take the rows of a STEP frame that arrived at ``now`` (seconds, the clock of Choice)."""
+        cdef const char *data = PyBytes_AS_STRING(payload)
+        cdef const StepHeader *header = <const StepHeader *>data
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(payload)
+        if size < sizeof(StepHeader) or size != (
+            sizeof(StepHeader) + <size_t>header.num_rows * 9 + <size_t>header.num_first * 8
+        ):
+            raise EngineError("The engine sent a malformed STEP frame.")
+        cdef size_t num_rows = header.num_rows
+        cdef size_t num_first = header.num_first
+        cdef const uint32_t *rids = <const uint32_t *>(data + sizeof(StepHeader))
+        cdef const int32_t *tokens = <const int32_t *>(rids + num_rows)
+        cdef const uint32_t *first_rids = <const uint32_t *>(tokens + num_rows)
+        cdef const uint32_t *first_cached = first_rids + num_first
+        cdef const uint8_t *reasons = <const uint8_t *>(first_cached + num_first)
+        cdef Choice choice
+        cdef size_t i
+        for i in range(num_first):
+            choice = self._find(first_rids[i])
+            if choice is not None:
+                choice.num_cached = <int32_t>first_cached[i]
+                self.num_cached += first_cached[i]
+        for i in range(num_rows):
+            choice = self._find(rids[i])
+            if choice is not None:
+                self._token(choice, tokens[i], reasons[i], now)
+
+    def flush(self):
+        """Write what the delivered rows brought, once per response."""
+        cdef Response response
+        dirty = self.dirty
+        self.dirty = []
+        for response in dirty:
+            response.is_dirty = False
+            response.write_ready()
+
+    cdef Choice _find(self, uint32_t rid):
+        entry = self.open.find(rid)
+        if entry == self.open.end():
+            return None
+        return <Choice>dereference(entry).second
+
+    cdef int _token(self, Choice choice, int32_t token, int32_t reason, double now) except -1:
+        if token >= 0:
+            if choice.num_tokens == 0:
+                self.time_to_first_token.add(now - choice.last_time)
+            else:
+                self.inter_token.add(now - choice.last_time)
+            choice.last_time = now
+            choice.last_token = token
+            choice.num_tokens += 1
+            self.num_generated += 1
+            if choice.include_stop or not (reason == EOS or reason == STOP_TOKEN):
+                choice.text.push(token)
+        if choice.text.matched >= 0:
+            if reason == RUNNING:
+                self.send_abort(choice.rid)
+            reason = STOP_STRING
+        if reason != RUNNING:
+            choice.reason = reason
+            choice.text.finish()
+            self._mark(choice)
+            self.open.erase(choice.rid)
+            Py_DECREF(choice)
+        elif choice.response.streaming:
+            self._mark(choice)
+        return 0
+
+    cdef void _mark(self, Choice choice):
+        cdef Response response = choice.response
+        if not choice.is_dirty:
+            choice.is_dirty = True
+            response.dirty.append(choice)
+        if not response.is_dirty:
+            response.is_dirty = True
+            self.dirty.append(response)
+
+
+cdef inline int _append(string &out, bytes data) except -1:
+    out.append(<const char *>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data))
+    return 0

@@ -1,0 +1,224 @@
+"""Frontend: the link between HTTP sessions and the engine.
+
+Life of its engine, as ``state`` tells it:
+
+    loading --READY--> ready --drain()--> draining --close()--> closed
+    any of them --FATAL or end-of-file--> failed
+
+Rules: a session submits its choices all at once or not at all; a refused submission leaves
+nothing behind; every open choice ends by the engine's last row, by ``abort``, or by the engine's
+death, and then its rid is free. Frames that arrive together are delivered together and flushed
+once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from minisgl_fast.config import Config
+from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
+from minisgl_fast.params import SamplingParams
+from minisgl_fast.server.deliver import Choice, Dispatcher
+from minisgl_fast.server.openai_request import SamplingDefaults
+from minisgl_fast.text.template import ChatTemplate
+from minisgl_fast.text.tokenizer import Tokenizer
+from minisgl_fast.wire import FrameKind, pack_add
+
+log = logging.getLogger("minisgl_fast.frontend")
+
+# Seconds; finer than the peers' at the low end, where a fast server spends its time.
+TTFT_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0,
+    4.0, 8.0, 15.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+INTER_TOKEN_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.06,
+    0.08, 0.1, 0.2, 0.4, 0.8, 2.0, 8.0,
+)  # fmt: skip
+
+
+class Channel(Protocol):
+    """What the frontend needs of channel.FrontendChannel."""
+
+    def send(self, kind: int, payload: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What READY tells of the engine; sizes in tokens and pages."""
+
+    max_model_len: int
+    vocab_size: int
+    num_pages: int
+    page_size: int
+    max_running_requests: int
+    dtype: str = ""
+    device: str = ""
+
+
+class Frontend:
+    """One frontend's engine, as the sessions see it."""
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        defaults: SamplingDefaults | None = None,
+    ) -> None:
+        """``defaults``: the model's recommended sampling values, where a client gives none."""
+        self.config = config
+        self.tokenizer = tokenizer
+        self.template = template
+        self.defaults = defaults
+        self.state = "loading"
+        self.progress = 0.0
+        self.stage = ""
+        self.failure = ""
+        self.facts: EngineFacts | None = None
+        self.stats: dict[str, int] = {}
+        self.dispatcher = Dispatcher(self.abort_rid, TTFT_BUCKETS, INTER_TOKEN_BUCKETS)
+        self.on_state: Callable[[], None] | None = None
+        self._channel: Channel | None = None
+        self._flush_is_due = False
+
+    def connect(self, channel: Channel) -> None:
+        """Send through this channel; its frames must come to ``on_frame``."""
+        self._channel = channel
+
+    def drain(self) -> None:
+        """Refuse new work; what is open goes on."""
+        if self.state in ("loading", "ready"):
+            self._enter("draining")
+
+    def close(self) -> None:
+        """The end of this process: close the channel, whose end-of-file is then no failure."""
+        self._enter("closed")
+        if self._channel is not None:
+            self._channel.close()
+
+    def check_ready(self) -> EngineFacts:
+        """The engine's facts, or the error that says why there is no service now."""
+        if self.state == "ready" and self.facts is not None:
+            return self.facts
+        if self.state == "loading":
+            raise OverloadedError("The model is still loading.", retry_after_s=5)
+        if self.state in ("draining", "closed"):
+            raise OverloadedError("The server is shutting down.")
+        raise EngineError(self.failure)
+
+    def check_room(self, num_choices: int) -> None:
+        """OverloadedError if so many more generations would exceed ``--max-queued-requests``."""
+        if len(self.dispatcher) + num_choices > self.config.max_queued_requests:
+            raise OverloadedError("The request queue is full. Please try again later.")
+
+    def room_for(self, prompt: Sequence[int], max_tokens: int | None, *, param: str) -> int:
+        """How many tokens to generate behind this prompt at most.
+
+        ``max_tokens``: what the client asked for, None to fill the context. ContextLengthError if
+        the prompt, or both together, are too long; ``param`` names the prompt's field.
+        """
+        limit = self.check_ready().max_model_len
+        room = limit - len(prompt)
+        if not prompt:
+            raise RequestError(f"{param} must not be empty.", param=param)
+        if room < 1:
+            raise ContextLengthError(
+                f"This model's maximum context length is {limit} tokens. However, your {param} "
+                f"has {len(prompt)} tokens.",
+                param=param,
+            )
+        if max_tokens is None:
+            return room
+        if max_tokens > room:
+            raise ContextLengthError(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{len(prompt) + max_tokens} tokens: {len(prompt)} in your {param} and "
+                f"{max_tokens} for the completion. Please reduce one of them.",
+                param="max_tokens",
+            )
+        return max_tokens
+
+    def submit(
+        self,
+        choice: Choice,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        seed: int,
+        max_tokens: int,
+        cache_salt: int = 0,
+    ) -> int:
+        """Send one generation to the engine; returns its rid. Lengths were checked before."""
+        rid = self.dispatcher.open_choice(choice)
+        payload = pack_add(
+            rid, params, prompt, seed=seed, max_tokens=max_tokens, cache_salt=cache_salt
+        )
+        self._send(FrameKind.ADD, payload)
+        return rid
+
+    def abort(self, choice: Choice) -> bool:
+        """End a choice before its time; False if it has ended already."""
+        if not self.dispatcher.close(choice):
+            return False
+        self.abort_rid(choice.rid)
+        return True
+
+    def abort_rid(self, rid: int) -> None:
+        """Tell the engine to drop a request."""
+        self._send(FrameKind.ABORT, rid.to_bytes(4, "little"))
+
+    # From the channel
+
+    def on_frame(self, kind: int, payload: bytes) -> None:
+        """Take one frame of the engine."""
+        if kind == FrameKind.STEP:
+            self.dispatcher.deliver(payload, time.perf_counter())
+            if not self._flush_is_due:
+                self._flush_is_due = True
+                asyncio.get_running_loop().call_soon(self._flush)
+        elif kind == FrameKind.STATS:
+            self.stats = orjson.loads(payload)
+        elif kind == FrameKind.PROGRESS:
+            report: dict[str, Any] = orjson.loads(payload)
+            self.stage = report["stage"]
+            self.progress = report["done"] / report["total"] if report["total"] else 0.0
+        elif kind == FrameKind.READY:
+            facts = orjson.loads(payload)
+            self.facts = EngineFacts(**{name: facts[name] for name in EngineFacts.__slots__})
+            if self.state == "loading":
+                self._enter("ready")
+        elif kind == FrameKind.FATAL:
+            self.on_close(payload.decode("utf-8", "replace"))
+
+    def on_close(self, reason: str = "The engine process ended unexpectedly.") -> None:
+        """The engine is gone: every open session gets an error, new ones are refused."""
+        if self.state in ("failed", "closed"):
+            return
+        log.error("engine failed: %s", reason)
+        self.failure = "The inference engine failed."
+        self._enter("failed")
+        self._flush()
+        for choice in self.dispatcher.choices():
+            choice.response.fail(EngineError(self.failure))
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        self.dispatcher.flush()
+
+    def _send(self, kind: int, payload: bytes) -> None:
+        if self._channel is not None and self.state not in ("failed", "closed"):
+            self._channel.send(kind, payload)
+
+    def _enter(self, state: str) -> None:
+        self.state = state
+        if self.on_state is not None:
+            self.on_state()

@@ -1,0 +1,134 @@
+"""What ``GET /metrics`` shows, in Prometheus text.
+
+Rules: nothing here runs per token. The token loop counts in C (deliver.pyx), the engine reports
+its own numbers in STATS frames, sessions report once at their end; a scrape reads them all.
+Counters only grow; ratios such as the cache hit rate are left to the reader (cached / prompt
+tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from minisgl_fast.server.deliver import Histogram
+
+if TYPE_CHECKING:
+    from minisgl_fast.server.frontend import Frontend
+
+METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+END_TO_END_BUCKETS = (
+    0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0,
+    20.0, 40.0, 60.0, 120.0, 300.0, 600.0, 1800.0,
+)  # fmt: skip
+# How the STATS frame names the states of pages.
+PAGE_STATES = ("free", "cached", "used")
+
+
+class Metrics(Collector):
+    """All metrics of one frontend and of its engine."""
+
+    def __init__(self, frontend: Frontend) -> None:
+        self._frontend = frontend
+        self._requests: dict[tuple[str, int, str], int] = {}
+        self._aborts: dict[str, int] = {}
+        self._end_to_end = Histogram(END_TO_END_BUCKETS)
+        self.num_prompt_tokens = 0
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def count_request(self, route: str, code: int, finish_reason: str = "") -> None:
+        """One request was answered; ``finish_reason`` is its first choice's, if it has any."""
+        key = (route, code, finish_reason)
+        self._requests[key] = self._requests.get(key, 0) + 1
+
+    def count_abort(self, reason: str, num_choices: int) -> None:
+        """So many generations were given up: ``client`` left, or the ``engine`` failed."""
+        self._aborts[reason] = self._aborts.get(reason, 0) + num_choices
+
+    def observe_end_to_end(self, duration_s: float) -> None:
+        """One generation request was answered in full after so many seconds."""
+        self._end_to_end.observe(duration_s)
+
+    def render(self) -> bytes:
+        """The text of a scrape."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """For the registry: every family with its present values."""
+        frontend = self._frontend
+        dispatcher = frontend.dispatcher
+        stats = frontend.stats
+
+        requests = CounterMetricFamily(
+            "minisgl_requests",
+            "Requests answered, by route, HTTP status and finish reason.",
+            labels=("route", "code", "finish_reason"),
+        )
+        for (route, code, reason), count in self._requests.items():
+            requests.add_metric((route, str(code), reason), count)
+        yield requests
+
+        aborts = CounterMetricFamily(
+            "minisgl_aborts", "Generations given up before their end.", labels=("reason",)
+        )
+        for reason in ("client", "engine"):
+            aborts.add_metric((reason,), self._aborts.get(reason, 0))
+        yield aborts
+
+        for name, text, value in (
+            ("prompt_tokens", "Prompt tokens of submitted requests.", self.num_prompt_tokens),
+            ("cached_tokens", "Prompt tokens found in the prefix cache.", dispatcher.num_cached),
+            ("generated_tokens", "Tokens generated.", dispatcher.num_generated),
+            (
+                "preemptions",
+                "Requests pushed back for want of KV pages.",
+                stats.get("preemptions", 0),
+            ),
+            ("engine_steps", "Steps of the engine.", stats.get("steps", 0)),
+        ):
+            yield CounterMetricFamily(f"minisgl_{name}", text, value)
+
+        for name, text, value in (
+            ("requests_running", "Requests that the engine computes.", stats.get("running", 0)),
+            ("requests_queued", "Requests that wait in the engine.", stats.get("queued", 0)),
+            ("generations_open", "Generations of this frontend not finished.", len(dispatcher)),
+            ("ready", "1 while requests are accepted.", frontend.state == "ready"),
+        ):
+            yield GaugeMetricFamily(f"minisgl_{name}", text, value)
+
+        pages = GaugeMetricFamily("minisgl_kv_pages", "KV pages by state.", labels=("state",))
+        for state in PAGE_STATES:
+            pages.add_metric((state,), stats.get(f"pages_{state}", 0))
+        yield pages
+
+        for name, text, histogram in (
+            (
+                "time_to_first_token_seconds",
+                "From the request's arrival to its first token.",
+                dispatcher.time_to_first_token,
+            ),
+            (
+                "inter_token_seconds",
+                "Between two tokens of one generation.",
+                dispatcher.inter_token,
+            ),
+            (
+                "request_seconds",
+                "From a request's arrival to the end of its answer.",
+                self._end_to_end,
+            ),
+        ):
+            yield HistogramMetricFamily(
+                f"minisgl_{name}", text, buckets=histogram.buckets(), sum_value=histogram.total
+            )

@@ -1,0 +1,195 @@
+"""Session: one HTTP generation, from prompts to the last byte of its answer.
+
+A session has prompts x n choices; choice ``prompt * n + k`` is the k-th answer to a prompt and
+runs with seed + k. It is a Response of the token loop (deliver.pyx), which calls back only where
+something begins or ends; the text between goes straight to the exchange.
+
+Rules: everything that can be refused is refused before the first byte, so a stream begins with
+the engine's first token (an engine that fails before gives a plain error answer); each choice
+gets exactly one finish_reason; usage counts a prompt once and a choice's tokens up to the one
+that ended it; when the client goes, every open choice is aborted at once.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from minisgl_fast.errors import EngineError, MinisglError
+from minisgl_fast.params import SamplingParams
+from minisgl_fast.server.deliver import Choice, Response
+from minisgl_fast.server.errors_json import error_body
+from minisgl_fast.server.exchange import Exchange
+from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.server.metrics import Metrics
+from minisgl_fast.server.openai_response import DONE, Answer, ResponseFormat, Usage
+from minisgl_fast.wire import FinishReason
+
+_FINISH_REASONS = {
+    FinishReason.EOS: "stop",
+    FinishReason.STOP_TOKEN: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORTED: "abort",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a session has to generate, checked and encoded.
+
+    ``max_tokens`` holds one limit per prompt; 0 for all of them answers without the engine.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    max_tokens: Sequence[int]
+    params: SamplingParams
+    n: int
+    cache_salt: int = 0
+
+
+class Session(Response):
+    """One generation request under way; made and started by routes.py."""
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        metrics: Metrics,
+        exchange: Exchange,
+        form: ResponseFormat,
+        *,
+        route: str,
+        stream: bool,
+        received: float,
+    ) -> None:
+        """``received``: when the request arrived, by time.perf_counter()."""
+        super().__init__(exchange, stream, form.text_event if stream else None)
+        self._frontend = frontend
+        self._metrics = metrics
+        self._exchange = exchange
+        self._form = form
+        self._route = route
+        self._received = received
+        self._choices: list[Choice] = []
+        self._answers: list[Answer | None] = []
+        self._usage = Usage()
+
+    def start(self, generation: Generation) -> None:
+        """Send every choice to the engine. OverloadedError if they do not all fit the queue."""
+        self._generation = generation
+        num_choices = len(generation.prompts) * generation.n
+        self._answers = [None] * num_choices
+        self._usage.prompt_tokens = sum(map(len, generation.prompts))
+        if not any(generation.max_tokens):
+            self._answer_without_engine()
+            return
+        self._frontend.check_room(num_choices)
+        self._choices = [self._choice(index) for index in range(num_choices)]
+        self._exchange.on_disconnect = self._disconnected
+        self._exchange.on_resume = self.write_ready
+        seed = generation.params.seed
+        if seed is None:
+            seed = secrets.randbits(64)
+        for choice in self._choices:
+            prompt, k = divmod(choice.index, generation.n)
+            self._frontend.submit(
+                choice,
+                generation.prompts[prompt],
+                generation.params,
+                seed=(seed + k) % 2**64,
+                max_tokens=generation.max_tokens[prompt],
+                cache_salt=generation.cache_salt,
+            )
+        self._metrics.num_prompt_tokens += self._usage.prompt_tokens
+
+    # From the token loop
+
+    def open_stream(self) -> bytes:
+        self._exchange.start_stream()
+        return b"".join(map(self._form.opening, range(len(self._answers))))
+
+    def close_choice(self, choice: Choice, text: bytes) -> bytes:
+        if choice.reason == FinishReason.ERROR:
+            raise EngineError("The engine could not compute this request.")
+        matched: str | int | None = None
+        if choice.stopped_by_string:
+            reason = "stop"
+            matched = self._generation.params.stop[choice.text.matched]
+        else:
+            reason = _FINISH_REASONS[FinishReason(choice.reason)]
+            if reason == "stop":
+                matched = choice.last_token
+        self._usage.completion_tokens += choice.num_tokens
+        if choice.index % self._generation.n == 0:
+            self._usage.cached_tokens += choice.num_cached
+        answer = Answer(choice.index, text, reason, matched)
+        self._answers[choice.index] = answer
+        return self._form.closing(answer) if self.streaming else b""
+
+    def complete(self, events: bytes) -> None:
+        answers = [answer for answer in self._answers if answer is not None]
+        if self.streaming:
+            self._exchange.finish(events + self._form.usage_event(self._usage) + DONE)
+        else:
+            self._exchange.respond(200, self._form.body(answers, self._usage))
+        self._metrics.count_request(self._route, 200, answers[0].finish_reason)
+        self._metrics.observe_end_to_end(time.perf_counter() - self._received)
+        self._release()
+
+    def fail(self, error: MinisglError) -> None:
+        """End the answer with an error, in the stream if one has begun."""
+        if self.ended:
+            return
+        self.ended = True
+        self._abort_choices("engine")
+        if self._exchange.started:
+            body = error_body(error, self._exchange.request.request_id)
+            self._exchange.finish(b"data: %b\n\n%b" % (body, DONE))
+        else:
+            self._exchange.fail(error)
+        self._metrics.count_request(self._route, error.http_status, "error")
+        self._release()
+
+    # Private
+
+    def _choice(self, index: int) -> Choice:
+        params = self._generation.params
+        text = self._frontend.tokenizer.stream(
+            params.stop, params.include_stop_str_in_output, params.skip_special_tokens
+        )
+        return Choice(
+            self,
+            index,
+            text,
+            self._form.prefix(index),
+            self._form.suffix(index),
+            params.include_stop_str_in_output,
+            self._received,
+        )
+
+    def _answer_without_engine(self) -> None:
+        self.ended = True
+        answers = [Answer(index, b"", "length", None) for index in range(len(self._answers))]
+        self._answers = list(answers)
+        events = b""
+        if self.streaming:
+            events = self.open_stream() + b"".join(map(self._form.closing, answers))
+        self.complete(events)
+
+    def _disconnected(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._abort_choices("client")
+            self._metrics.count_request(self._route, 499, "disconnect")
+            self._release()
+
+    def _abort_choices(self, reason: str) -> None:
+        num_aborted = sum(map(self._frontend.abort, self._choices))
+        self._metrics.count_abort(reason, num_aborted)
+
+    def _release(self) -> None:
+        """Break the reference cycles, so that no garbage collection is needed."""
+        self._exchange.on_disconnect = None
+        self._exchange.on_resume = None
+        self._choices = []

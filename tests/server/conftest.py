@@ -1,0 +1,150 @@
+"""A whole frontend on a free port, with a fake engine behind it, in a thread of its own."""
+
+import asyncio
+import gzip
+import socket
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import uvloop
+from fake_engine import EOS, FakeEngine
+
+from minisgl_fast.channel import FrontendChannel
+from minisgl_fast.config import Config
+from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.server.http import HttpServer
+from minisgl_fast.server.routes import Api
+from minisgl_fast.text.template import ChatTemplate
+from minisgl_fast.text.tokenizer import Tokenizer
+
+QWEN3 = Path(__file__).parents[1] / "data" / "qwen3-tokenizer"
+MODEL = "Qwen/Qwen3-0.6B"
+DEFAULTS = SimpleNamespace(
+    temperature=0.6, top_p=0.95, top_k=20, min_p=None, repetition_penalty=None
+)
+# Emoji and Chinese are cut inside characters by their tokens.
+ANSWER = 'The capital of France is Paris 🥐🗼.\nIt says "bonjour" 你好鑫 \\ Jürgen'
+
+
+def eventually(condition, timeout_s=5.0):
+    """Wait until a condition on another thread's objects holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@dataclass
+class ApiServer:
+    """What a test talks to; ``call`` runs a function on the server's loop."""
+
+    url: str
+    port: int
+    frontend: Frontend
+    engine: FakeEngine
+    api: Api
+    http: HttpServer
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, function, *arguments):
+        async def run():
+            return function(*arguments)
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+
+@pytest.fixture(scope="session")
+def qwen3_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen3")
+    text = gzip.decompress((QWEN3 / "tokenizer.json.gz").read_bytes())
+    (folder / "tokenizer.json").write_bytes(text)
+    (folder / "tokenizer_config.json").write_bytes((QWEN3 / "tokenizer_config.json").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(qwen3_folder):
+    tokenizer = Tokenizer.load(qwen3_folder)
+    yield tokenizer
+    tokenizer.close()
+
+
+@pytest.fixture(scope="session")
+def template(qwen3_folder):
+    return ChatTemplate.load(qwen3_folder)
+
+
+@pytest.fixture
+def serve(tokenizer, template):
+    """Start servers: serve(ready=True, **config fields) -> ApiServer."""
+    started = []
+
+    def start(*, ready=True, **settings):
+        config = replace(Config(model=MODEL), **settings)
+        answer = tokenizer.encode(ANSWER)
+
+        def script(request):
+            # Choices differ by their seed's last digit, visibly and predictably.
+            return [*tokenizer.encode(f"{request.seed % 10}. "), *answer, EOS]
+
+        server, stop = _run(config, tokenizer, template, FakeEngine(script), ready)
+        started.append(stop)
+        return server
+
+    yield start
+    for stop in started:
+        stop()
+
+
+@pytest.fixture
+def server(serve):
+    return serve()
+
+
+def _run(config, tokenizer, template, engine, ready):
+    loop = uvloop.new_event_loop()
+    frontend = Frontend(config, tokenizer, template, DEFAULTS)
+    api = Api(config, frontend)
+    http = HttpServer(api)
+    running = threading.Event()
+    stopping = asyncio.Event()
+    found = {}
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        channel = FrontendChannel(frontend.on_frame, frontend.on_close)
+        frontend.connect(channel)
+        await loop.create_connection(lambda: channel, sock=ours)
+        await loop.create_connection(lambda: engine.channel, sock=theirs)
+        if ready:
+            engine.ready()
+            while frontend.state == "loading":
+                await asyncio.sleep(0.001)
+        http.start(loop)
+        listener = await loop.create_server(http.connection, "127.0.0.1", 0)
+        found["port"] = listener.sockets[0].getsockname()[1]
+        steps = loop.create_task(engine.run())
+        running.set()
+        await stopping.wait()
+        steps.cancel()
+        listener.close()
+        http.close()
+        frontend.close()
+        engine.channel.close()
+        await asyncio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread.start()
+    assert running.wait(10)
+
+    def stop():
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join(10)
+        loop.close()
+
+    url = f"http://127.0.0.1:{found['port']}"
+    return ApiServer(url, found["port"], frontend, engine, api, http, loop), stop

@@ -1,0 +1,150 @@
+"""An engine with no model, on the other end of a real channel: it says what its script says.
+
+``script(request)`` returns the tokens of one request, of which the last may be EOS; the fake keeps
+max_tokens, ignore_eos, stop ids and aborts as the real one does, and makes one token per request
+and step.
+"""
+
+import asyncio
+import json
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from minisgl_fast.channel import FrontendChannel
+from minisgl_fast.wire import AddFlag, FinishReason, FrameKind, pack_step
+
+ADD_HEADER = struct.Struct("<IIQQ6f4i3I")
+EOS = 151645  # <|im_end|> of Qwen3
+FACTS = {
+    "max_model_len": 4096,
+    "vocab_size": 151936,
+    "num_pages": 1000,
+    "page_size": 16,
+    "dtype": "float32",
+    "device": "fake",
+    "max_running_requests": 64,
+}
+
+
+@dataclass
+class FakeRequest:
+    """One ADD, unpacked, and how far it is."""
+
+    rid: int
+    ignore_eos: bool
+    seed: int
+    cache_salt: int
+    temperature: float
+    top_p: float
+    min_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    top_k: int
+    max_tokens: int
+    min_tokens: int
+    priority: int
+    prompt: list[int]
+    stop_ids: list[int]
+    bias: dict[int, float]
+    tokens: list[int] = field(default_factory=list)
+    num_done: int = 0
+
+
+def unpack_add(payload: bytes) -> FakeRequest:
+    head = ADD_HEADER.unpack_from(payload)
+    rid, flags, *values, num_prompt, num_stop_ids, num_bias = head
+    ids = struct.unpack_from(f"<{num_prompt + num_stop_ids + num_bias}i", payload, ADD_HEADER.size)
+    biases = struct.unpack_from(f"<{num_bias}f", payload, ADD_HEADER.size + 4 * len(ids))
+    prompt = list(ids[:num_prompt])
+    stop_ids = list(ids[num_prompt : num_prompt + num_stop_ids])
+    bias = dict(zip(ids[num_prompt + num_stop_ids :], biases, strict=True))
+    assert len(payload) == ADD_HEADER.size + 4 * len(ids) + 4 * num_bias
+    return FakeRequest(rid, bool(flags & AddFlag.IGNORE_EOS), *values, prompt, stop_ids, bias)
+
+
+class FakeEngine:
+    """Answers the frames of one frontend.
+
+    hold     while True no step is made
+    cached   prompt tokens reported as found in the cache
+    added, aborted   every request, and every rid of an ABORT, in order
+    """
+
+    def __init__(self, script: Callable[[FakeRequest], Sequence[int]]) -> None:
+        self.script = script
+        self.hold = False
+        self.cached = 4
+        self.added: list[FakeRequest] = []
+        self.aborted: list[int] = []
+        self.running: dict[int, FakeRequest] = {}
+        self.reason_of: dict[int, FinishReason] = {}
+        self.end_of_all: FinishReason | None = None
+        self.channel = FrontendChannel(self._on_frame, lambda: None)
+
+    def ready(self) -> None:
+        self.channel.send(FrameKind.READY, json.dumps(FACTS).encode())
+
+    async def run(self) -> None:
+        """Make a step in every turn of the loop, as long as there is something to do."""
+        while True:
+            await asyncio.sleep(0 if self.running and not self.hold else 0.001)
+            if not self.hold:
+                self.step()
+
+    def step(self) -> None:
+        rows, first = [], []
+        for request in list(self.running.values()):
+            if not request.num_done:
+                first.append((request.rid, self.cached))
+            token, reason = self._next(request)
+            rows.append((request.rid, token, reason))
+            if reason != FinishReason.RUNNING:
+                del self.running[request.rid]
+        if rows:
+            self.channel.send(FrameKind.STEP, pack_step(rows, first))
+            self.send_stats()
+
+    def send_stats(self) -> None:
+        used = sum(-(-(len(r.prompt) + r.num_done) // 16) for r in self.running.values())
+        stats = {
+            "running": len(self.running),
+            "queued": 0,
+            "pages_total": 1000,
+            "pages_free": 1000 - used,
+            "pages_cached": 0,
+            "pages_used": used,
+            "preemptions": 0,
+            "steps": 1,
+            "prompt_tokens": 0,
+            "cached_tokens": 0,
+            "generated_tokens": 0,
+            "aborted": len(self.aborted),
+        }
+        self.channel.send(FrameKind.STATS, json.dumps(stats).encode())
+
+    def _next(self, request: FakeRequest) -> tuple[int, FinishReason]:
+        if self.end_of_all is not None:
+            return -1, self.end_of_all
+        token = request.tokens[request.num_done % len(request.tokens)]
+        request.num_done += 1
+        if token == EOS and not request.ignore_eos:
+            return token, FinishReason.EOS
+        if token in request.stop_ids:
+            return token, FinishReason.STOP_TOKEN
+        if request.num_done == request.max_tokens:
+            return token, FinishReason.LENGTH
+        return token, FinishReason.RUNNING
+
+    def _on_frame(self, kind: int, payload: bytes) -> None:
+        if kind == FrameKind.ADD:
+            request = unpack_add(payload)
+            request.tokens = list(self.script(request))
+            self.added.append(request)
+            self.running[request.rid] = request
+        elif kind == FrameKind.ABORT:
+            rid = int.from_bytes(payload, "little")
+            self.aborted.append(rid)
+            self.running.pop(rid, None)
+            self.send_stats()
