@@ -18,6 +18,7 @@ cdef struct Node:
 cdef class RadixCache:
     cdef readonly PagePool pool
     cdef readonly int32_t page_size
+    cdef readonly int32_t page_shift
     cdef readonly bint enabled
     cdef readonly int32_t num_nodes
     cdef readonly int32_t num_unreferenced

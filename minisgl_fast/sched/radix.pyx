@@ -1,22 +1,22 @@
 """RadixCache: the KV pages of prompts and outputs that later requests may start from.
 
-A radix tree whose digit is one page of tokens, kept in flat arrays indexed by physical page: node id
-and page id are the same number, so a match *is* the beginning of a row of the page table, no node is
-ever split, and nothing is allocated after the start. Children are found through one open-addressing
-table (linear probing, deletion by backward shift) keyed by a 64-bit hash of the parent and the
-page's tokens; parent, tokens and salt are compared in full, so a hash collision cannot serve wrong
-KV. The salt enters at the root: requests with different salts share nothing.
+A radix tree whose digit is one page of tokens, kept in flat arrays indexed by physical page: node
+id and page id are the same number, so a match *is* the beginning of a row of the page table, no
+node is ever split, and nothing is allocated after the start. Children are found through one
+open-addressing table (linear probing, deletion by backward shift) keyed by a 64-bit hash of the
+parent and the page's tokens; parent, tokens and salt are compared in full, so a hash collision
+cannot serve wrong KV. The salt enters at the root: requests with different salts share nothing.
 
 What a request holds, by page of its row (``pages``) and of its path (``path``):
 
-    [0, num_published)          path[i] is a node this request references. pages[i] is the same page,
-                                or a private copy when an equal page was in the tree already
+    [0, num_published)          path[i] is a node that this request references. pages[i] is the same
+                                page, or a private copy if the tree had an equal page already
     [num_published, num_pages)  pages[i] is private, path[i] is not used
 
 Rules: a referenced node's ancestors are referenced, since paths begin at the root. Unreferenced
-nodes stand in one list, least recently used first; a path is released from its end to the root, so a
-parent is always newer than its children and the head of the list is always a leaf. Eviction takes the
-head: no scan, no heap. A private page goes back to the pool when its request lets go of it.
+nodes stand in one list, least recently used first; a path is released from its end to the root, so
+a parent is always newer than its children and the head of the list is always a leaf. Eviction takes
+the head: no scan, no heap. A private page goes back to the pool when its request lets go of it.
 """
 
 import os
@@ -71,6 +71,7 @@ cdef class RadixCache:
             raise ValueError("page_size must be a power of two")
         self.pool = pool
         self.page_size = page_size
+        self.page_shift = int(page_size).bit_length() - 1
         self.enabled = enabled
         # Clients choose the tokens: an unknown seed keeps them from building long probe chains.
         self.secret = int.from_bytes(os.urandom(8), "little")
@@ -122,7 +123,7 @@ cdef class RadixCache:
             self._acquire(path[i])
 
     cdef int32_t take_page(self) noexcept nogil:
-        """A page to write: a free one, else the least recently used leaf's; -1 when all are held."""
+        """A page to write: a free one, else the least recently used leaf; -1 when all are held."""
         cdef int32_t page = self.pool.take_page()
         if page < 0 and self.num_unreferenced:
             page = self.nodes[self.sentinel].newer

@@ -3,7 +3,8 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from minisgl_fast.sched.plan cimport Sampling
+from minisgl_fast.sched.plan cimport Sampling, StepPlan
+from minisgl_fast.sched.radix cimport RadixCache
 from minisgl_fast.wire cimport StepRows
 
 cdef enum RequestState:
@@ -45,7 +46,7 @@ cdef class Request:
     cdef Sampling sampling
     cdef uint64_t salt
     cdef int32_t min_total
-    cdef bint ignore_eos
+    cdef vector[int32_t] eos_ids
     cdef vector[int32_t] stop_ids
     cdef vector[int32_t] bias_ids
     cdef vector[float] bias_values
@@ -56,5 +57,15 @@ cdef class Request:
 
     cdef int32_t num_tokens(self) noexcept
     cdef int32_t num_bias(self) noexcept
+    cdef int finish_reason(self, int32_t token) noexcept
     cdef void emit(self, int32_t token, int reason) noexcept
-    cdef void rewind(self) noexcept
+    cdef tuple history(self)
+    cdef void add_sample(self, StepPlan plan) noexcept
+
+    cdef void hold(
+        self, RadixCache cache, const int32_t *matched, int32_t num_matched, int32_t num_pages,
+        StepPlan plan,
+    ) noexcept
+    cdef void append_page(self, int32_t page, StepPlan plan) noexcept
+    cdef void publish(self, RadixCache cache) noexcept
+    cdef void let_go(self, RadixCache cache) noexcept

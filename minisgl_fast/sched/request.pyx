@@ -11,13 +11,24 @@ last num_pending of them (at most 2) are known to the device alone. KV is comput
 published. num_prefill is how many tokens stood there at (re)admission: below it the request is
 prefilled in chunks from ``tokens``, from there on it decodes one pending token after the other.
 A preempted request keeps its tokens, starts again with all other counters at 0, and goes on.
+
+Its row of pages and the path of nodes it references are explained in radix.pyx. A row grows by
+``append_page`` alone, which also tells the device's page table.
 """
 
+from cpython.array cimport array as c_array
+from cpython.array cimport clone
 from libc.string cimport memcpy
+
+from array import array
 
 from minisgl_fast.errors import EngineError
 from minisgl_fast.sched.plan cimport HAS_PENALTIES
-from minisgl_fast.wire cimport IGNORE_EOS, AddHeader
+from minisgl_fast.wire cimport EOS, IGNORE_EOS, LENGTH, STOP_TOKEN, AddHeader
+from minisgl_fast.wire cimport RUNNING as GOES_ON
+
+cdef c_array NO_TOKENS = array("i")
+cdef float MINUS_INFINITY = float("-inf")
 
 
 cdef class Channel:
@@ -56,7 +67,8 @@ cdef class Request:
         request.min_total = <int32_t>min(
             <int64_t>header.num_prompt + max(header.min_tokens, 0), <int64_t>max_model_len
         )
-        request.ignore_eos = header.flags & IGNORE_EOS
+        if not header.flags & IGNORE_EOS:
+            request.eos_ids = eos_ids
 
         data += sizeof(AddHeader)
         data = _read(data, header.num_prompt, request.tokens)
@@ -66,10 +78,9 @@ cdef class Request:
         if header.num_bias:
             memcpy(request.bias_values.data(), data, header.num_bias * sizeof(float))
         if request.min_total > request.num_prompt:
-            request.banned_ids = request.stop_ids
-            if not request.ignore_eos:
-                for token in eos_ids:
-                    request.banned_ids.push_back(token)
+            request.banned_ids = request.eos_ids
+            for token in request.stop_ids:
+                request.banned_ids.push_back(token)
 
         request.sampling.temperature = header.temperature
         request.sampling.top_p = header.top_p
@@ -87,6 +98,8 @@ cdef class Request:
             request.sampling.flags = HAS_PENALTIES
         return request
 
+    # What it has and what it asks for
+
     cdef int32_t num_tokens(self) noexcept:
         return <int32_t>self.tokens.size() + self.num_pending
 
@@ -94,14 +107,82 @@ cdef class Request:
         """Most entries of a plan's bias section that one step of this request takes."""
         return <int32_t>(self.bias_ids.size() + self.banned_ids.size())
 
+    cdef int finish_reason(self, int32_t token) noexcept:
+        """What the newest token, already among ``tokens``, means for the request."""
+        cdef size_t i
+        for i in range(self.eos_ids.size()):
+            if self.eos_ids[i] == token:
+                return EOS
+        for i in range(self.stop_ids.size()):
+            if self.stop_ids[i] == token:
+                return STOP_TOKEN
+        return LENGTH if <int32_t>self.tokens.size() >= self.max_total else GOES_ON
+
     cdef void emit(self, int32_t token, int reason) noexcept:
         if not self.reported:
             self.reported = True
             self.channel.rows.add_first(self.rid, max(self.num_cached, 0))
         self.channel.rows.add(self.rid, token, reason)
 
-    cdef void rewind(self) noexcept:
-        """Hold nothing, have computed nothing."""
+    cdef tuple history(self):
+        """The entry of ``plan.histories``."""
+        cdef size_t size = self.tokens.size()
+        cdef c_array tokens = clone(NO_TOKENS, size, False)
+        memcpy(tokens.data.as_voidptr, self.tokens.data(), size * sizeof(int32_t))
+        return self.slot, tokens, self.num_prompt
+
+    cdef void add_sample(self, StepPlan plan) noexcept:
+        """Sample one more token in this step."""
+        cdef int32_t position = self.num_tokens()
+        cdef size_t i
+        plan.add_sample(self.slot, position, &self.sampling)
+        for i in range(self.bias_ids.size()):
+            plan.add_bias(self.bias_ids[i], self.bias_values[i])
+        if position < self.min_total:
+            for i in range(self.banned_ids.size()):
+                plan.add_bias(self.banned_ids[i], MINUS_INFINITY)
+        self.num_pending += 1
+
+    # Its row of pages
+
+    cdef void hold(
+        self, RadixCache cache, const int32_t *matched, int32_t num_matched, int32_t num_pages,
+        StepPlan plan,
+    ) noexcept:
+        """Start a row of ``num_pages``: the matched ones, then fresh ones, which must be there."""
+        cdef int32_t column
+        cache.acquire_pages(matched, num_matched)
+        for column in range(num_pages):
+            if column < num_matched:
+                self.append_page(matched[column], plan)
+                self.path[column] = matched[column]
+            else:
+                self.append_page(cache.take_page(), plan)
+        self.num_published = num_matched
+        self.num_computed = num_matched * cache.page_size
+        self.num_committed = self.num_computed
+        self.num_prefill = <int32_t>self.tokens.size()
+
+    cdef void append_page(self, int32_t page, StepPlan plan) noexcept:
+        plan.add_update(self.slot, <int32_t>self.pages.size(), page)
+        self.pages.push_back(page)
+        self.path.push_back(-1)
+
+    cdef void publish(self, RadixCache cache) noexcept:
+        """Enter the full committed pages that are not in the tree yet."""
+        cdef int32_t num_full = self.num_committed >> cache.page_shift
+        if num_full > self.num_published:
+            self.num_published = cache.publish_pages(
+                self.tokens.data(), self.pages.data(), self.path.data(),
+                self.num_published, num_full, self.salt,
+            )
+
+    cdef void let_go(self, RadixCache cache) noexcept:
+        """Release the row; hold nothing, have computed nothing."""
+        cache.release_pages(
+            self.pages.data(), self.path.data(), <int32_t>self.pages.size(), self.num_published,
+            self.poisoned,
+        )
         self.slot = -1
         self.pages.clear()
         self.path.clear()

@@ -20,8 +20,7 @@ cdef class Scheduler:
     cdef readonly int32_t max_step_tokens
     cdef int32_t page_shift
     cdef int32_t max_pages_per_seq
-    cdef list eos_list
-    cdef vector[int32_t] eos_ids
+    cdef list eos_ids
 
     cdef dict channels
     cdef ordered_map[WaitingKey, void *] waiting
@@ -51,10 +50,7 @@ cdef class Scheduler:
     cdef bint _admit(self, Request request, StepPlan plan)
     cdef void _enter(self, Request request, int32_t num_matched, StepPlan plan)
     cdef bint _grow(self, Request request, StepPlan plan)
-    cdef void _add_sample(self, Request request, StepPlan plan) noexcept
     cdef void _take_token(self, Request request, int32_t token)
-    cdef int _finish_reason(self, Request request, int32_t token) noexcept
-    cdef void _publish(self, Request request) noexcept
     cdef void _finish(self, Request request, int32_t token, int reason)
     cdef void _leave(self, Request request, RequestState state)
     cdef void _settle(self, Request request)

@@ -1,7 +1,7 @@
 """Scheduler: which tokens of which requests the next step computes, and what came of the last one.
 
-Sans I/O: ADD payloads go in, plans are filled, sampled tokens are committed, STEP payloads come out.
-Everything that moves a request from one state to another is in this file:
+Sans I/O: ADD payloads go in, plans are filled, sampled tokens are committed, STEP payloads come
+out. Everything that moves a request from one state to another is in this file:
 
     add -> WAITING -> admit -> RUNNING -> stop, abort -> FINISHED -> (nothing in flight) -> gone
               ^                   |
@@ -10,9 +10,9 @@ Everything that moves a request from one state to another is in this file:
               +---------------- PREEMPTED   (when nothing of it is in flight)
 
 One step, within a budget of max_step_tokens: every running request that decodes gets its one token;
-then the request being prefilled gets its next chunk; then waiting requests are admitted while slots,
-pages, bias entries, updates and budget last. Waiting requests go by priority (higher first), then by
-arrival; the running list has the same order, its last is the first to give way.
+then the request being prefilled gets its next chunk; then waiting requests are admitted while
+slots, pages, bias entries, updates and budget last. Waiting requests go by priority (higher first),
+then by arrival; the running list has the same order, its last is the first to give way.
 
 Rules:
 - Pages are admitted for the tokens that exist, plus one page per running request as a margin for
@@ -26,13 +26,8 @@ Rules:
 - At least one token of a request is always computed: a match covers at most all tokens but one.
 """
 
-from cpython.array cimport array as c_array
-from cpython.array cimport clone
 from cython.operator cimport dereference
-from libc.string cimport memcpy
 from libcpp.algorithm cimport find
-
-from array import array
 
 from minisgl_fast.errors import EngineError
 from minisgl_fast.sched.pages cimport PagePool
@@ -40,11 +35,9 @@ from minisgl_fast.sched.plan cimport (
     HAS_PENALTIES, NUM_SAMPLES, NUM_SEQS, NUM_TOKENS, NUM_UPDATES, STEP, PlanCapacity,
 )
 from minisgl_fast.sched.request cimport FINISHED, PREEMPTED, RUNNING, WAITING, Channel
-from minisgl_fast.wire cimport ABORTED, EOS, ERROR, LENGTH, STOP_TOKEN
+from minisgl_fast.wire cimport ABORTED, ERROR, LENGTH
 from minisgl_fast.wire cimport RUNNING as GOES_ON
 
-cdef c_array NO_TOKENS = array("i")
-cdef float MINUS_INFINITY = float("-inf")
 # Room for a full set of users' biases (params.MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS) beside the bans
 # that ordinary requests with min_tokens need.
 cdef int32_t BIAS_OF_ONE_REQUEST = 2048
@@ -69,13 +62,12 @@ cdef class Scheduler:
         if <int64_t>num_pages * page_size >= 2**31:
             raise ValueError("the KV cache has more than 2**31 token slots")
         self.page_size = page_size
-        self.page_shift = int(page_size).bit_length() - 1
+        self.page_shift = self.cache.page_shift
         self.max_seqs = max_seqs
         self.max_model_len = max_model_len
         self.max_step_tokens = max_step_tokens
         self.max_pages_per_seq = (max_model_len + page_size - 1) // page_size
-        self.eos_list = sorted(set(eos_ids))
-        self.eos_ids = self.eos_list
+        self.eos_ids = sorted(set(eos_ids))
         self.channels = {}
         self.slots = [None] * max_seqs
         for slot in range(max_seqs - 1, -1, -1):
@@ -118,7 +110,7 @@ cdef class Scheduler:
                 )
                 request.num_computed += 1
                 request.inflight += 1
-                self._add_sample(request, plan)
+                request.add_sample(plan)
                 self.budget -= 1
             if i < self.running.size() and self.running[i] == slot:
                 i += 1
@@ -143,7 +135,7 @@ cdef class Scheduler:
         request.inflight += 1
         self.budget -= last - first
         if last == request.num_prefill:
-            self._add_sample(request, plan)
+            request.add_sample(plan)
 
     cdef void _admit_waiting(self, StepPlan plan):
         cdef Request request
@@ -159,7 +151,7 @@ cdef class Scheduler:
                 return
 
     cdef bint _admit(self, Request request, StepPlan plan):
-        """Admit the head of the waiting requests if there is room; one that never fits ends here."""
+        """Admit the head of the waiting requests if it fits; one that never will ends here."""
         cdef int32_t num_tokens = <int32_t>request.tokens.size()
         cdef int32_t num_pages = (num_tokens + self.page_size - 1) >> self.page_shift
         cdef bint alone = self.running.empty() and self.num_leaving == 0
@@ -188,10 +180,8 @@ cdef class Scheduler:
         """From waiting to running, with a slot and pages for all tokens that exist."""
         cdef int32_t num_tokens = <int32_t>request.tokens.size()
         cdef int32_t num_pages = (num_tokens + self.page_size - 1) >> self.page_shift
-        cdef int32_t column, page
         cdef int32_t slot = self.free_slots.back()
         cdef vector[int32_t].iterator place
-        cdef c_array history
         self.waiting.erase(WaitingKey(-<int64_t>request.priority, request.arrival))
         self.free_slots.pop_back()
         self.slots[slot] = request
@@ -209,28 +199,13 @@ cdef class Scheduler:
         request.tokens.reserve(request.max_total)
         request.pages.reserve(self.max_pages_per_seq)
         request.path.reserve(self.max_pages_per_seq)
-        self.cache.acquire_pages(self.scratch_path.data(), num_matched)
-        for column in range(num_pages):
-            if column < num_matched:
-                page = self.scratch_path[column]
-                request.path.push_back(page)
-            else:
-                page = self.cache.take_page()
-                request.path.push_back(-1)
-            request.pages.push_back(page)
-            plan.add_update(slot, column, page)
-        request.num_published = num_matched
-        request.num_computed = num_matched << self.page_shift
-        request.num_committed = request.num_computed
-        request.num_prefill = num_tokens
+        request.hold(self.cache, self.scratch_path.data(), num_matched, num_pages, plan)
         if request.num_cached < 0:
             request.num_cached = request.num_computed
             self.num_prompt_tokens += request.num_prompt
             self.num_cached_tokens += request.num_cached
         if request.sampling.flags & HAS_PENALTIES:
-            history = clone(NO_TOKENS, num_tokens, False)
-            memcpy(history.data.as_voidptr, request.tokens.data(), num_tokens * sizeof(int32_t))
-            plan.histories.append((slot, history, request.num_prompt))
+            plan.histories.append(request.history())
 
     cdef bint _grow(self, Request request, StepPlan plan):
         """See to it that the next token of a decode has a page; False if it must stand back.
@@ -258,21 +233,8 @@ cdef class Scheduler:
             if request.state != RUNNING:
                 return False
             page = self.cache.take_page()
-        request.pages.push_back(page)
-        request.path.push_back(-1)
-        plan.add_update(request.slot, column, page)
+        request.append_page(page, plan)
         return True
-
-    cdef void _add_sample(self, Request request, StepPlan plan) noexcept:
-        cdef int32_t position = request.num_tokens()
-        cdef size_t i
-        plan.add_sample(request.slot, position, &request.sampling)
-        for i in range(request.bias_ids.size()):
-            plan.add_bias(request.bias_ids[i], request.bias_values[i])
-        if position < request.min_total:
-            for i in range(request.banned_ids.size()):
-                plan.add_bias(request.banned_ids[i], MINUS_INFINITY)
-        request.num_pending += 1
 
     # commit
 
@@ -285,33 +247,12 @@ cdef class Scheduler:
             return
         request.tokens.push_back(token)
         self.num_generated_tokens += 1
-        self._publish(request)
-        reason = self._finish_reason(request, token)
+        request.publish(self.cache)
+        reason = request.finish_reason(token)
         if reason == GOES_ON:
             request.emit(token, GOES_ON)
         else:
             self._finish(request, token, reason)
-
-    cdef int _finish_reason(self, Request request, int32_t token) noexcept:
-        cdef size_t i
-        if not request.ignore_eos:
-            for i in range(self.eos_ids.size()):
-                if self.eos_ids[i] == token:
-                    return EOS
-        for i in range(request.stop_ids.size()):
-            if request.stop_ids[i] == token:
-                return STOP_TOKEN
-        if <int32_t>request.tokens.size() >= request.max_total:
-            return LENGTH
-        return GOES_ON
-
-    cdef void _publish(self, Request request) noexcept:
-        cdef int32_t num_full = request.num_committed >> self.page_shift
-        if num_full > request.num_published:
-            request.num_published = self.cache.publish_pages(
-                request.tokens.data(), request.pages.data(), request.path.data(),
-                request.num_published, num_full, request.salt,
-            )
 
     # State changes
 
@@ -335,18 +276,14 @@ cdef class Scheduler:
         self._settle(request)
 
     cdef void _settle(self, Request request):
-        """Give back slot and pages of a request that left, as soon as nothing of it is in flight."""
+        """Give back slot and pages of a request that left, once nothing of it is in flight."""
         if request.inflight:
             return
         self.num_leaving -= 1
-        self.cache.release_pages(
-            request.pages.data(), request.path.data(), <int32_t>request.pages.size(),
-            request.num_published, request.poisoned,
-        )
         self.reserved_bias -= request.num_bias()
         self.free_slots.push_back(request.slot)
         self.slots[request.slot] = None
-        request.rewind()
+        request.let_go(self.cache)
         if request.state == PREEMPTED:
             self._wait(request)
 
@@ -371,7 +308,7 @@ cdef class Scheduler:
         cdef Request request
         if home is None:
             home = self.channels[channel] = Channel(channel)
-        request = Request.unpack(home, payload, self.max_model_len, self.eos_list)
+        request = Request.unpack(home, payload, self.max_model_len, self.eos_ids)
         if request.rid in home.requests:
             raise EngineError(f"A frontend sent request {request.rid} twice.")
         home.requests[request.rid] = request
@@ -443,7 +380,7 @@ cdef class Scheduler:
                     self._take_token(request, tokens[sample])
                 sample += 1
             elif request.state != FINISHED:
-                self._publish(request)
+                request.publish(self.cache)
             if left:
                 self._settle(request)
 
@@ -486,67 +423,7 @@ cdef class Scheduler:
         }
 
     def check(self):
-        """AssertionError with what is wrong, unless every page, slot and request is accounted for."""
-        cdef Request request
-        cdef Channel home
-        self.cache.check()
-        private = []
-        references = {}
-        states = {WAITING: 0, RUNNING: 0, PREEMPTED: 0, FINISHED: 0}
-        bias = 0
-        for slot, held in enumerate(self.slots):
-            if held is None:
-                continue
-            request = held
-            name = f"request {request.channel.number}/{request.rid}"
-            states[request.state] += 1
-            bias += request.num_bias()
-            pages, path = list(request.pages), list(request.path)
-            _assert(request.slot == slot, f"{name} is not in its slot")
-            _assert(request.state == RUNNING or request.inflight > 0, f"{name} should be gone")
-            _assert(
-                0 <= request.num_committed <= request.num_computed <= request.num_tokens()
-                and request.num_computed <= len(pages) * self.page_size
-                and request.num_published <= request.num_committed >> self.page_shift
-                and 0 <= request.num_pending <= request.inflight,
-                f"the counters of {name} are wrong",
-            )
-            for column, page in enumerate(pages):
-                if column >= request.num_published or path[column] != page:
-                    private.append(page)
-                if column < request.num_published:
-                    references[path[column]] = references.get(path[column], 0) + 1
-        free = set(self.cache.pool.free_pages())
-        nodes = self.cache.references()
-        _assert(len(set(private)) == len(private), "a page has two owners")
-        _assert(free.isdisjoint(private), "a held page is free")
-        _assert(nodes.keys().isdisjoint(private), "a held page is cached for others")
-        _assert(references == {page: n for page, n in nodes.items() if n}, "references miscounted")
-        _assert(
-            len(free) + self.cache.num_nodes + len(private) == self.cache.pool.num_pages,
-            "free, cached and used pages do not add up",
-        )
-        _assert(states[RUNNING] == self.running.size(), "the running list and the slots differ")
-        _assert(states[PREEMPTED] + states[FINISHED] == self.num_leaving, "num_leaving is wrong")
-        _assert(bias == self.reserved_bias, "reserved_bias is wrong")
-        _assert(
-            sorted(self.free_slots) == [i for i, held in enumerate(self.slots) if held is None],
-            "the free slots are wrong",
-        )
-        order = [
-            (-(<Request>self.slots[slot]).priority, i) for i, slot in enumerate(self.running)
-        ]
-        _assert(order == sorted(order), "the running list is out of order")
-        for home in self.channels.values():
-            for rid, held in home.requests.items():
-                request = held
-                _assert(request.rid == rid and request.state != FINISHED, f"rid {rid} is stale")
-                states[WAITING] += request.state == WAITING
-                _assert((request.slot < 0) == (request.state == WAITING), f"rid {rid} has no slot")
-        _assert(states[WAITING] == self.waiting.size(), "the waiting queue is wrong")
-
-
-cdef _assert(bint condition, str message):
-    # Not the statement: check() must work where asserts are compiled out.
-    if not condition:
-        raise AssertionError(message)
+        """AssertionError with what is wrong, unless all pages, slots and rids are accounted for."""
+        # Imported here: audit.pyx needs this module's types first.
+        from minisgl_fast.sched.audit import check_scheduler
+        check_scheduler(self)

@@ -82,7 +82,7 @@ class FakeDevice:
     def run(self, view):
         """Run one step; int32 tokens of its samples."""
         plan = view.plan
-        assert 0 < plan.num_seqs and 0 < plan.num_tokens
+        assert plan.num_seqs > 0 and plan.num_tokens > 0
         assert plan.num_decode <= min(plan.num_seqs, plan.num_samples)
         updated = set()
         for i in range(plan.num_updates):

@@ -1,0 +1,3 @@
+from minisgl_fast.sched.scheduler import Scheduler
+
+def check_scheduler(scheduler: Scheduler) -> None: ...
