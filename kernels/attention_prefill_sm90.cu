@@ -1,0 +1,517 @@
+/* Prefill attention over KV pages for Hopper (sm_90a): wgmma, bulk copies, specialised warps.
+
+   Computes what attention_prefill.cu does, over the same work list (prefill_tiles.cuh), at several
+   times its speed. A persistent block takes tiles of ROWS packed rows until none is left; its roles:
+
+     warp 0      copies K and V, 128 keys at a time, from the pages to a ring of STAGES stages. A
+                 page holds its rows as wgmma's 128B swizzle wants them, so one linear bulk copy moves
+                 half a page (64 dims of all its keys)
+     warps 1, 2  copy the rows of Q of the next tile, swizzled, while this one is computed
+     warp 3      takes tile numbers from a counter in global memory and posts tiles in a mailbox
+     the rest    WARPGROUPS groups of 64 rows: S = Q K^T, online softmax, O += P V
+
+   A warpgroup issues S of the next keys before O of the last, so that its softmax runs beside both;
+   and the two warpgroups take turns at issuing (two named barriers), so that one's products run
+   beside the other's softmax. Keys are taken from the last to the first: the causal mask then ends
+   with the first iterations, and the rest have none.
+
+   Barriers, all mbarriers with a parity bit that flips each time a ring comes round:
+     full_k, full_v [stage]   1 arrival + bytes   loader -> warpgroups
+     empty_k, empty_v [stage] a warp each         warpgroups -> loader
+     full_q [2] / empty_q [2] 2 warps / a warp each
+     full_tile / empty_tile   1 / every reading warp
+   The loader zeroes rows of V past context_len (P is 0 there, but 0 * NaN is not) and never copies
+   them; such rows of K are masked. O leaves through the tile's own part of the Q buffer.
+
+   Launch: grid = min(SMs, upper bound of the number of tiles); block = 128 * (1 + WARPGROUPS);
+   shared memory = AT_BARRIERS + 1024 below; workspace = two zeroed int32, left zero.
+   -D HEAD_DIM (64, 128). page_size: 16 .. 256, a power of two. */
+
+#include "common.cuh"         // defines: bf16, mbarrier_*, cp_async_16, pack_bf16, exp2_fast
+#include "hopper.cuh"         // defines: wgmma_*, matrix_descriptor, registers_*, named_barrier_*
+#include "prefill_tiles.cuh"  // defines: PrefillTile, PrefillTiles, divide_by_group, group_inverse
+
+#ifndef WARPGROUPS
+#define WARPGROUPS 2
+#endif
+#ifndef OVERLAP  // S of the next keys is issued before O of the last
+#define OVERLAP 1
+#endif
+#ifndef PING_PONG
+#define PING_PONG 1
+#endif
+#ifndef LAZY  // the running maximum moves only when it grows by more than 2^LAZY
+#define LAZY 0
+#endif
+
+namespace {
+
+constexpr int ROWS = 64 * WARPGROUPS;
+constexpr int KEYS = 128;
+constexpr int STAGES = 2;
+constexpr int HALVES = HEAD_DIM / 64;
+constexpr int HALF_BYTES = KEYS * 128;  // 64 dims of one K or V tile
+constexpr int TILE_BYTES = HALVES * HALF_BYTES;
+constexpr int Q_GROUP_BYTES = 64 * HEAD_DIM * 2;  // rows of one warpgroup
+constexpr int Q_BYTES = WARPGROUPS * Q_GROUP_BYTES;
+constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
+constexpr int Q_WARPS = 2;
+
+constexpr int AT_K = 0;
+constexpr int AT_V = AT_K + STAGES * TILE_BYTES;
+constexpr int AT_Q = AT_V + STAGES * TILE_BYTES;
+constexpr int AT_BARRIERS = AT_Q + 2 * Q_BYTES;
+constexpr int FULL_K = AT_BARRIERS;
+constexpr int EMPTY_K = FULL_K + 8 * STAGES;
+constexpr int FULL_V = EMPTY_K + 8 * STAGES;
+constexpr int EMPTY_V = FULL_V + 8 * STAGES;
+constexpr int FULL_Q = EMPTY_V + 8 * STAGES;
+constexpr int EMPTY_Q = FULL_Q + 16;
+constexpr int FULL_TILE = EMPTY_Q + 16;
+constexpr int EMPTY_TILE = FULL_TILE + 8;
+constexpr int AT_TILE = EMPTY_TILE + 8;
+constexpr int SHARED_BYTES = AT_TILE + 32;  // the launcher asks for 1 KB more than the tiles take
+static_assert(AT_TILE % 16 == 0 && SHARED_BYTES <= AT_BARRIERS + 1024, "layout");
+
+constexpr int PRODUCER_REGISTERS = WARPGROUPS == 2 ? 56 : 32;
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 224 : 160;
+
+// Named barriers; 0 is __syncthreads.
+constexpr int TURN = 1;                   // + warpgroup
+constexpr int GROUP = TURN + WARPGROUPS;  // + warpgroup
+
+// Reads the mailbox; `count` is how many tiles this warp has read before.
+__device__ __forceinline__ PrefillTile read_tile(uint32_t base, const int* mailbox, int count) {
+    mbarrier_wait(base + FULL_TILE, count & 1);
+    const int4 first = *reinterpret_cast<const int4*>(mailbox);
+    const int2 second = *reinterpret_cast<const int2*>(mailbox + 4);
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + EMPTY_TILE);
+    return {first.x, first.y, first.z, first.w, second.x, second.y};
+}
+
+__device__ __forceinline__ int count_key_tiles(
+    const PrefillTile& tile, int group, uint32_t inverse) {
+    const int last_row = min(tile.row + ROWS, tile.q_len * group) - 1;
+    const int visible = tile.context - tile.q_len + divide_by_group(last_row, group, inverse) + 1;
+    return (visible + KEYS - 1) / KEYS;
+}
+
+// Token and query head of a packed row, as an offset in elements into q and out.
+__device__ __forceinline__ int64_t row_offset(
+    const PrefillTile& tile, int row, int group, uint32_t inverse, int num_kv_heads) {
+    const int token = divide_by_group(row, group, inverse);
+    return ((int64_t)(tile.q_begin + token) * num_kv_heads + tile.kv_head) * group * HEAD_DIM +
+           (row - token * group) * HEAD_DIM;
+}
+
+// ---- the warps that feed ----
+
+__device__ __forceinline__ void schedule(uint32_t base, int* mailbox, const int* q_start,
+    const int* context_lens, int first_seq, int num_seqs, int num_kv_heads, int group,
+    int* workspace) {
+    const int lane = threadIdx.x & 31;
+    PrefillTiles<ROWS, HEAD_DIM * 4> tiles(
+        q_start, context_lens, first_seq, num_seqs, group, num_kv_heads);
+    int index = blockIdx.x;
+    for (int count = 0;; count++) {
+        const PrefillTile tile = tiles.find(index);
+        mbarrier_wait(base + EMPTY_TILE, (count & 1) ^ 1);
+        if (lane == 0) {
+            *reinterpret_cast<int4*>(mailbox) =
+                make_int4(tile.sequence, tile.kv_head, tile.row, tile.q_begin);
+            *reinterpret_cast<int2*>(mailbox + 4) = make_int2(tile.q_len, tile.context);
+            mbarrier_arrive(base + FULL_TILE);
+        }
+        if (tile.sequence < 0) break;
+        if (lane == 0) index = gridDim.x + atomicAdd(workspace, 1);
+        index = __shfl_sync(~0u, index, 0);
+    }
+    // The last block to end leaves the counters as it found them.
+    if (lane == 0) {
+        __threadfence();
+        if (atomicAdd(workspace + 1, 1) == (int)gridDim.x - 1) {
+            workspace[0] = 0;
+            workspace[1] = 0;
+        }
+    }
+}
+
+__device__ __forceinline__ void load_kv(uint32_t base, char* shared, const int* mailbox,
+    const char* kv, const int* seq_slots, const int* page_table, int table_stride, int page_size,
+    int num_kv_heads, int group) {
+    const int lane = threadIdx.x & 31;
+    const int copy_rows = min(page_size, KEYS);
+    const int parts = KEYS / copy_rows;
+    const int part = lane % parts, half = lane / parts;  // what this lane copies, if half < HALVES
+    const int page_shift = 31 - __clz(page_size);
+    const uint32_t inverse = group_inverse(group);
+    const int block_bytes = page_size * HEAD_DIM * 2;  // K or V of a page and head
+    const int to = half * HALF_BYTES + part * copy_rows * 128;
+
+    int stage = 0, parity = 1;
+    for (int count = 0;; count++) {
+        const PrefillTile tile = read_tile(base, mailbox, count);
+        if (tile.sequence < 0) break;
+        const int* pages = page_table + (int64_t)seq_slots[tile.sequence] * table_stride;
+        const char* from_head = kv + tile.kv_head * 2 * block_bytes + half * page_size * 128;
+        int key = (count_key_tiles(tile, group, inverse) - 1) * KEYS;
+        int first = key + part * copy_rows;
+        int page = half < HALVES && first < tile.context ? pages[first >> page_shift] : 0;
+        for (; key >= 0; key -= KEYS) {
+            const int rows = half < HALVES ? min(copy_rows, tile.context - first) : 0;
+            const char* from = from_head + (int64_t)(page * num_kv_heads) * (2 * block_bytes) +
+                               (first & (page_size - 1)) * 128;
+            first -= KEYS;
+            if (half < HALVES && key > 0) page = pages[first >> page_shift];
+            const int tile_rows = min(KEYS, tile.context - key);
+
+            mbarrier_wait(base + EMPTY_K + 8 * stage, parity);
+            if (lane == 0) {
+                mbarrier_arrive_expect(base + FULL_K + 8 * stage, tile_rows * HALVES * 128);
+            }
+            __syncwarp();
+            if (rows > 0) {
+                bulk_copy(base + AT_K + stage * TILE_BYTES + to, from, rows * 128,
+                    base + FULL_K + 8 * stage);
+            }
+
+            mbarrier_wait(base + EMPTY_V + 8 * stage, parity);
+            if (tile_rows < KEYS) {
+                char* v = shared + AT_V + stage * TILE_BYTES;
+                for (int i = tile_rows * 8 + lane; i < KEYS * 8; i += 32) {
+#pragma unroll
+                    for (int h = 0; h < HALVES; h++) {
+                        *reinterpret_cast<uint4*>(v + h * HALF_BYTES + i * 16) =
+                            make_uint4(0, 0, 0, 0);
+                    }
+                }
+                fence_proxy_async();
+                __syncwarp();
+            }
+            if (lane == 0) {
+                mbarrier_arrive_expect(base + FULL_V + 8 * stage, tile_rows * HALVES * 128);
+            }
+            __syncwarp();
+            if (rows > 0) {
+                bulk_copy(base + AT_V + stage * TILE_BYTES + to, from + block_bytes, rows * 128,
+                    base + FULL_V + 8 * stage);
+            }
+            if (++stage == STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ void load_q(
+    uint32_t base, const int* mailbox, const bf16* q, int num_kv_heads, int group, int warp) {
+    constexpr int CHUNKS = HALVES * 8;
+    constexpr int STEP = 32 / CHUNKS;  // rows that the warp copies at a time
+    const int lane = threadIdx.x & 31;
+    const int chunk = lane % CHUNKS;
+    const uint32_t inverse = group_inverse(group);
+    for (int count = 0;; count++) {
+        const PrefillTile tile = read_tile(base, mailbox, count);
+        if (tile.sequence < 0) break;
+        const int buffer = count & 1;
+        const int last_row = tile.q_len * group - 1;
+        mbarrier_wait(base + EMPTY_Q + 8 * buffer, ((count >> 1) & 1) ^ 1);
+#pragma unroll 4
+        for (int row = warp * STEP + lane / CHUNKS; row < ROWS; row += Q_WARPS * STEP) {
+            const bf16* from =
+                q + row_offset(tile, min(tile.row + row, last_row), group, inverse, num_kv_heads);
+            const int in_group = row % 64;
+            cp_async_16(base + AT_Q + buffer * Q_BYTES + row / 64 * Q_GROUP_BYTES +
+                            (chunk >> 3) * 8192 + in_group * 128 + (((chunk ^ in_group) & 7) << 4),
+                from + chunk * 8);
+        }
+        cp_async_commit();
+        cp_async_wait<0>();
+        fence_proxy_async();
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(base + FULL_Q + 8 * buffer);
+    }
+}
+
+// ---- the warpgroups that compute ----
+
+__device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
+    const uint64_t a = matrix_descriptor(q, 16), b = matrix_descriptor(k, 16);
+    wgmma_m64n128_ss<false>(s, a, b);
+#pragma unroll
+    for (int i = 1; i < HEAD_DIM / 16; i++) {
+        wgmma_m64n128_ss<true>(s, a + (i / 4) * (8192 >> 4) + (i % 4) * 2,
+            b + (i / 4) * (HALF_BYTES >> 4) + (i % 4) * 2);
+    }
+    wgmma_commit();
+}
+
+__device__ __forceinline__ void issue_output(
+    float (&o)[HEAD_DIM / 2], const uint32_t (&p)[32], uint32_t v) {
+    const uint64_t b = matrix_descriptor(v, HALF_BYTES);
+#pragma unroll
+    for (int i = 0; i < KEYS / 16; i++) {
+#if HEAD_DIM == 128
+        wgmma_m64n128_rs(o, p + 4 * i, b + i * (2048 >> 4));
+#else
+        wgmma_m64n64_rs(o, p + 4 * i, b + i * (2048 >> 4));
+#endif
+    }
+    wgmma_commit();
+}
+
+// One step of the online softmax: s becomes exp2(s * scale - maximum), unrounded; row_sum counts
+// this thread's columns only. `rescale` is what older sums and outputs must be multiplied with.
+__device__ __forceinline__ void softmax(float (&s)[64], float (&row_max)[2], float (&row_sum)[2],
+    float (&rescale)[2], float scale_log2, const int (&limit)[2], int first_seen, int first_key) {
+    if (first_key + KEYS - 1 > first_seen) {
+#pragma unroll
+        for (int i = 0; i < 64; i++) {
+            const int key = first_key + i / 4 * 8 + (i & 1);
+            if (key > limit[i / 2 & 1]) s[i] = -INFINITY_F;
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float highest = fmaxf(s[2 * r], s[2 * r + 1]);
+#pragma unroll
+        for (int i = 1; i < 16; i++) {
+            highest = fmaxf(highest, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
+        }
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
+        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
+        highest = fmaxf(highest, row_max[r]);
+        if (LAZY > 0 && (highest - row_max[r]) * scale_log2 <= (float)LAZY) highest = row_max[r];
+        // A row that sees none of the keys yet has maximum -inf: its exponentials must be 0.
+        const float shift = highest == -INFINITY_F ? 0.0f : highest * scale_log2;
+        rescale[r] = exp2_fast(row_max[r] * scale_log2 - shift);
+        row_max[r] = highest;
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            float& x = s[4 * i + 2 * r];
+            float& y = s[4 * i + 2 * r + 1];
+            x = exp2_fast(x * scale_log2 - shift);
+            y = exp2_fast(y * scale_log2 - shift);
+            sum += x + y;
+        }
+        row_sum[r] = row_sum[r] * rescale[r] + sum;
+    }
+}
+
+__device__ __forceinline__ void round_scores(const float (&s)[64], uint32_t (&p)[32]) {
+#pragma unroll
+    for (int i = 0; i < 32; i++) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+__device__ __forceinline__ void rescale_output(
+    float (&o)[HEAD_DIM / 2], const float (&rescale)[2]) {
+    if (LAZY > 0 && __all_sync(~0u, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= rescale[i / 2 & 1];
+}
+
+struct Ring {
+    int stage = 0, parity = 0;
+
+    __device__ __forceinline__ void advance() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+__device__ __forceinline__ void compute(uint32_t base, char* shared, const int* mailbox, bf16* out,
+    int num_kv_heads, int group, float scale, int warpgroup) {
+    const int warp = threadIdx.x / 32 & 3, lane = threadIdx.x & 31;
+    const int g = lane / 4, t = lane & 3;
+    const uint32_t inverse = group_inverse(group);
+    const float scale_log2 = scale * LOG2E;
+    Ring keys, values;
+    auto release = [&](uint32_t barrier) {
+        if (lane == 0) mbarrier_arrive(base + barrier);
+    };
+
+    if (PING_PONG && warpgroup == 1) named_barrier_arrive(TURN + 0, 256);
+    for (int count = 0;; count++) {
+        const PrefillTile tile = read_tile(base, mailbox, count);
+        if (tile.sequence < 0) break;
+        const int buffer = count & 1;
+        const int num_rows = tile.q_len * group;
+        const int cached = tile.context - tile.q_len;
+        const int group_row = tile.row + 64 * warpgroup;
+        int limit[2];  // last key that rows g and g + 8 see, from this thread's first column
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = min(group_row + 16 * warp + g + 8 * r, num_rows - 1);
+            limit[r] = cached + divide_by_group(row, group, inverse) - 2 * t;
+        }
+        int key_tile = count_key_tiles(tile, group, inverse) - 1;
+        // Tiles whose last key the group's first row sees need no mask.
+        const int first_seen =
+            cached + divide_by_group(min(group_row, num_rows - 1), group, inverse);
+        const uint32_t q_tile = base + AT_Q + buffer * Q_BYTES + warpgroup * Q_GROUP_BYTES;
+
+        float s[64], o[HEAD_DIM / 2];
+        uint32_t p[32];
+        float row_max[2] = {-INFINITY_F, -INFINITY_F}, row_sum[2] = {0.0f, 0.0f}, rescale[2];
+#pragma unroll
+        for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.0f;
+        mbarrier_wait(base + FULL_Q + 8 * buffer, count >> 1 & 1);
+
+        auto scores = [&]() {
+            mbarrier_wait(base + FULL_K + 8 * keys.stage, keys.parity);
+            wgmma_fence();
+            issue_scores(s, q_tile, base + AT_K + keys.stage * TILE_BYTES);
+        };
+        auto output = [&]() {
+            mbarrier_wait(base + FULL_V + 8 * values.stage, values.parity);
+            wgmma_fence();
+            issue_output(o, p, base + AT_V + values.stage * TILE_BYTES);
+        };
+        auto release_keys = [&]() {
+            release(EMPTY_K + 8 * keys.stage);
+            keys.advance();
+        };
+        auto release_values = [&]() {
+            release(EMPTY_V + 8 * values.stage);
+            values.advance();
+        };
+
+#if OVERLAP
+        scores();
+        wgmma_wait<0>();
+        pin(s);
+        release_keys();
+        softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
+        round_scores(s, p);
+        key_tile--;
+
+        for (; key_tile >= 0; key_tile--) {
+            mbarrier_wait(base + FULL_K + 8 * keys.stage, keys.parity);
+            if (PING_PONG) named_barrier_sync(TURN + warpgroup, 256);
+            wgmma_fence();
+            issue_scores(s, q_tile, base + AT_K + keys.stage * TILE_BYTES);
+            output();
+            if (PING_PONG) named_barrier_arrive(TURN + 1 - warpgroup, 256);
+            wgmma_wait<1>();
+            pin(s);
+            release_keys();
+            softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
+            // Never true. A branch that needs all exponentials keeps ptxas from moving them past the
+            // wait, where nothing would run beside them.
+            if (row_sum[0] + row_sum[1] < 0.0f) __trap();
+            wgmma_wait<0>();
+            pin(o);
+            pin(p);
+            release_values();
+            round_scores(s, p);
+            rescale_output(o, rescale);
+        }
+        output();
+        wgmma_wait<0>();
+        pin(o);
+        release_values();
+#else
+        for (; key_tile >= 0; key_tile--) {
+            scores();
+            wgmma_wait<0>();
+            pin(s);
+            release_keys();
+            softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
+            rescale_output(o, rescale);
+            round_scores(s, p);
+            output();
+            wgmma_wait<0>();
+            pin(o);
+            pin(p);
+            release_values();
+        }
+#endif
+
+        // O through the rows of Q that this warpgroup has read, then 16 bytes a lane to memory.
+        named_barrier_sync(GROUP + warpgroup, 128);
+        char* rows = shared + (q_tile - base) + warp * 16 * 128;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            float sum = row_sum[r];
+            sum += __shfl_xor_sync(~0u, sum, 1);
+            sum += __shfl_xor_sync(~0u, sum, 2);
+            const float inverse_sum = 1.0f / sum;
+            char* row = rows + (g + 8 * r) * 128;
+#pragma unroll
+            for (int i = 0; i < HEAD_DIM / 8; i++) {
+                *reinterpret_cast<uint32_t*>(row + (i >> 3) * 8192 + (((i ^ g) & 7) << 4) + 4 * t) =
+                    pack_bf16(o[4 * i + 2 * r] * inverse_sum, o[4 * i + 2 * r + 1] * inverse_sum);
+            }
+        }
+        __syncwarp();
+        constexpr int CHUNKS = HALVES * 8;
+        const int chunk = lane % CHUNKS;
+#pragma unroll 4
+        for (int row = lane / CHUNKS; row < 16; row += 32 / CHUNKS) {
+            const int packed = group_row + 16 * warp + row;
+            const uint4 x = *reinterpret_cast<const uint4*>(
+                rows + (chunk >> 3) * 8192 + row * 128 + (((chunk ^ row) & 7) << 4));
+            if (packed < num_rows) {
+                bf16* to = out + row_offset(tile, packed, group, inverse, num_kv_heads);
+                *reinterpret_cast<uint4*>(to + chunk * 8) = x;
+            }
+        }
+        __syncwarp();
+        release(EMPTY_Q + 8 * buffer);
+    }
+    if (PING_PONG && warpgroup == 0) named_barrier_sync(TURN + 0, 256);
+}
+
+}  // namespace
+
+// q [num_tokens, Hq, HEAD_DIM], out [num_tokens, Hq * HEAD_DIM]; kv: one layer's pages;
+// page_table int32 [.., table_stride]; sequences first_seq .. first_seq + num_seqs - 1 of the step.
+extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1)
+    attention_prefill_sm90(const bf16* __restrict__ q, const char* __restrict__ kv,
+        bf16* __restrict__ out, const int* __restrict__ q_start,
+        const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
+        const int* __restrict__ page_table, int* __restrict__ workspace, int first_seq,
+        int num_seqs, int num_kv_heads, int group, int table_stride, int page_size, float scale) {
+    extern __shared__ __align__(1024) char shared[];
+    const uint32_t base = shared_address(shared);
+    int* mailbox = reinterpret_cast<int*>(shared + AT_TILE);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            mbarrier_init(base + FULL_K + 8 * i, 1);
+            mbarrier_init(base + FULL_V + 8 * i, 1);
+            mbarrier_init(base + EMPTY_K + 8 * i, CONSUMER_WARPS);
+            mbarrier_init(base + EMPTY_V + 8 * i, CONSUMER_WARPS);
+        }
+        for (int i = 0; i < 2; i++) {
+            mbarrier_init(base + FULL_Q + 8 * i, Q_WARPS);
+            mbarrier_init(base + EMPTY_Q + 8 * i, CONSUMER_WARPS);
+        }
+        mbarrier_init(base + FULL_TILE, 1);
+        mbarrier_init(base + EMPTY_TILE, 1 + Q_WARPS + CONSUMER_WARPS);
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+
+    const int warpgroup = threadIdx.x / 128;
+    if (warpgroup == 0) {
+        registers_shrink<PRODUCER_REGISTERS>();
+        const int warp = threadIdx.x / 32;
+        if (warp == 0) {
+            load_kv(base, shared, mailbox, kv, seq_slots, page_table, table_stride, page_size,
+                num_kv_heads, group);
+        } else if (warp == 3) {
+            schedule(base, mailbox, q_start, context_lens, first_seq, num_seqs, num_kv_heads, group,
+                workspace);
+        } else {
+            load_q(base, mailbox, q, num_kv_heads, group, warp - 1);
+        }
+    } else {
+        registers_grow<CONSUMER_REGISTERS>();
+        compute(base, shared, mailbox, out, num_kv_heads, group, scale, warpgroup - 1);
+    }
+}

@@ -1,0 +1,110 @@
+"""Prefill attention on the GPU: picks the kernel for the device and launches it.
+
+Every sequence from ``first_seq`` on takes part, whatever its number of new tokens (also one);
+cached prefixes and chunks need nothing special, since keys and values come from the pages alone.
+Nothing here waits for the device: launch sizes come from numbers that the host knows anyway, and
+the work list is made on the device (``kernels/prefill_tiles.cuh``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minisgl_fast.backend.kernel import Kernel, get_kernel
+from minisgl_fast.backend.kernels_table import ATTENTION_PREFILL, ATTENTION_PREFILL_SM90
+from minisgl_fast.backend.kv_layout import HALF
+
+MAX_GROUP = 16  # query heads that share a kv head
+
+ROWS = 128  # packed rows (token, query head of the group) of a tile, in both kernels
+MMA_BLOCK = 256
+MMA_KEYS = 64
+WGMMA_BLOCK = 384
+WGMMA_KEYS = 128
+
+
+class PrefillAttention:
+    """The prefill kernel of one model shape on torch's current device.
+
+    ``wgmma`` picks the Hopper kernel; by default where the device is a Hopper. Launches share a
+    counter in ``_workspace``, so they must follow one another on one stream.
+    """
+
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, *, wgmma: bool | None = None
+    ) -> None:
+        if num_heads % num_kv_heads or num_heads // num_kv_heads > MAX_GROUP:
+            raise ValueError(f"{num_heads} heads over {num_kv_heads} kv heads: groups of 1 to 16")
+        if head_dim not in (64, 128):
+            raise ValueError(f"head_dim {head_dim}: 64 or 128")
+        self._num_kv_heads = num_kv_heads
+        self._group = num_heads // num_kv_heads
+        device = torch.device("cuda", torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(device)
+        if wgmma is None:
+            wgmma = (properties.major, properties.minor) == (9, 0)
+        halves = head_dim // HALF
+        self._kernel: Kernel
+        if wgmma:
+            # Two stages of K and V, two buffers of Q, barriers.
+            self._shared_bytes = (4 * WGMMA_KEYS + 2 * ROWS) * head_dim * 2 + 1024
+            self._block = WGMMA_BLOCK
+            self._max_grid = properties.multi_processor_count
+            spec, entry = ATTENTION_PREFILL_SM90[halves - 1], "attention_prefill_sm90"
+        else:
+            self._shared_bytes = 4 * MMA_KEYS * head_dim * 2
+            self._block = MMA_BLOCK
+            self._max_grid = 2**31 - 1
+            spec, entry = ATTENTION_PREFILL[halves - 1], "attention_prefill"
+        self._kernel = get_kernel(spec, entry, self._shared_bytes)
+        self._workspace = torch.zeros(2, dtype=torch.int32, device=device)
+
+    def launch(
+        self,
+        q: Tensor,
+        kv_layer: Tensor,
+        out: Tensor,
+        q_start: Tensor,
+        context_lens: Tensor,
+        seq_slots: Tensor,
+        page_table: Tensor,
+        *,
+        first_seq: int,
+        num_seqs: int,
+        num_tokens: int,
+        scale: float,
+    ) -> None:
+        """Enqueue attention of sequences first_seq .. first_seq + num_seqs - 1 of a step.
+
+        q [all tokens of the step, num_heads, head_dim] and out [all tokens, num_heads * head_dim]
+        bfloat16, contiguous; kv_layer in the layout of ``kv_layout.py``; q_start [>= first_seq +
+        num_seqs + 1], context_lens, seq_slots, page_table [slots, pages] int32. ``num_tokens``: at
+        least the tokens of these sequences. Rows of other sequences are not touched.
+        """
+        if num_seqs == 0 or num_tokens == 0:
+            return
+        # Each sequence fills all but its last tile.
+        tiles = (num_tokens * self._group // ROWS + num_seqs) * self._num_kv_heads
+        self._kernel.launch(
+            (min(tiles, self._max_grid),),
+            self._block,
+            (
+                q.data_ptr(),
+                kv_layer.data_ptr(),
+                out.data_ptr(),
+                q_start.data_ptr(),
+                context_lens.data_ptr(),
+                seq_slots.data_ptr(),
+                page_table.data_ptr(),
+                self._workspace.data_ptr(),
+                first_seq,
+                num_seqs,
+                self._num_kv_heads,
+                self._group,
+                page_table.stride(0),
+                kv_layer.shape[-2],
+                scale,
+            ),
+            self._shared_bytes,
+        )

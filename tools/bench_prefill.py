@@ -1,0 +1,208 @@
+"""Prefill attention in TFLOP/s: our kernels, torch's SDPA (flash, cuDNN), FlashInfer if there.
+
+    python tools/bench_prefill.py                          # every row against every peer
+    python tools/bench_prefill.py --no-peers --variant LAZY=8,PING_PONG=0 --variant LAZY=0
+
+One layer, bfloat16, pages of 64 permuted at random, causal. Times are medians of single launches
+between CUDA events, all contestants of a row one after another in one process. A variant compiles
+the Hopper kernel with other -D constants, for sweeps; unnamed it is the product's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from minisgl_fast.backend import cuda_prefill
+from minisgl_fast.backend.cuda_prefill import PrefillAttention
+from minisgl_fast.backend.kernels_table import ATTENTION_PREFILL_SM90
+from minisgl_fast.backend.kv_layout import layer_shape
+
+PAGE_SIZE = 64
+NUM_KV_HEADS = 8
+HEAD_DIM = 128
+
+# Query heads, sequences, new tokens of each, cached tokens of each.
+ROWS = [
+    (16, 16, 1024, 0),
+    (16, 4, 8192, 0),
+    (16, 1, 32768, 0),
+    (16, 8, 1024, 8192),
+    (16, 128, 128, 1024),
+    (40, 16, 1024, 0),
+    (40, 4, 8192, 0),
+    (40, 8, 1024, 8192),
+]
+
+Run = Callable[[], Any]
+
+
+@dataclasses.dataclass
+class Problem:
+    """One row of the table: q and pages with random contents."""
+
+    num_heads: int
+    num_seqs: int
+    q_len: int
+    cached: int
+
+    def __post_init__(self) -> None:
+        self.context = self.q_len + self.cached
+        self.num_tokens = self.num_seqs * self.q_len
+        pages_per_seq = -(-self.context // PAGE_SIZE)
+        num_pages = self.num_seqs * pages_per_seq
+        shape = layer_shape(num_pages, NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM)
+        self.kv = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
+        q_shape = (self.num_tokens, self.num_heads, HEAD_DIM)
+        self.q = torch.randn(q_shape, dtype=torch.bfloat16, device="cuda")
+        self.out = torch.empty_like(self.q).flatten(1)
+        self.page_table = torch.randperm(num_pages, device="cuda").int().view(self.num_seqs, -1)
+        sequences = torch.arange(self.num_seqs + 1, dtype=torch.int32, device="cuda")
+        self.q_start = sequences * self.q_len
+        self.seq_slots = sequences[:-1].contiguous()
+        self.context_lens = torch.full_like(self.seq_slots, self.context)
+
+    @property
+    def name(self) -> str:
+        after = f" after {self.cached}" if self.cached else ""
+        return f"{self.num_heads} heads, {self.num_seqs} x {self.q_len}{after}"
+
+    @property
+    def flops(self) -> float:
+        """Both products over what the mask leaves."""
+        seen = self.q_len * self.cached + self.q_len * (self.q_len + 1) / 2
+        return 4.0 * HEAD_DIM * self.num_heads * self.num_seqs * seen
+
+
+def ours(problem: Problem, wgmma: bool | None, variant: str = "") -> Run:
+    """A launch of our kernel; ``variant`` is NAME=VALUE,.. of -D constants."""
+    product = cuda_prefill.ATTENTION_PREFILL_SM90
+    if variant:
+        defines = tuple((k, int(v)) for k, v in (pair.split("=") for pair in variant.split(",")))
+        cuda_prefill.ATTENTION_PREFILL_SM90 = tuple(
+            dataclasses.replace(spec, name=f"{spec.name}:{variant}", defines=spec.defines + defines)
+            for spec in ATTENTION_PREFILL_SM90
+        )
+    attention = PrefillAttention(problem.num_heads, NUM_KV_HEADS, HEAD_DIM, wgmma=wgmma)
+    cuda_prefill.ATTENTION_PREFILL_SM90 = product
+
+    def run() -> None:
+        attention.launch(
+            problem.q,
+            problem.kv,
+            problem.out,
+            problem.q_start,
+            problem.context_lens,
+            problem.seq_slots,
+            problem.page_table,
+            first_seq=0,
+            num_seqs=problem.num_seqs,
+            num_tokens=problem.num_tokens,
+            scale=HEAD_DIM**-0.5,
+        )
+
+    return run
+
+
+def torch_sdpa(problem: Problem, backend: SDPBackend) -> Run | None:
+    """Causal attention over dense K and V, or None where torch has no causal form (a prefix)."""
+    if problem.cached:
+        return None
+
+    def heads(count: int) -> Tensor:
+        shape = (problem.num_seqs, problem.q_len, count, HEAD_DIM)
+        return torch.randn(shape, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
+
+    q, k, v = heads(problem.num_heads), heads(NUM_KV_HEADS), heads(NUM_KV_HEADS)
+
+    def run() -> None:
+        with sdpa_kernel(backend):
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=True
+            )
+
+    return run
+
+
+def flashinfer(problem: Problem, backend: str) -> Run | None:
+    """FlashInfer's paged prefill with pages of 64, or None where it cannot be imported."""
+    try:
+        import flashinfer as library  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    workspace = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    wrapper = library.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend=backend)
+    pages = problem.page_table.shape[1]
+    wrapper.plan(
+        problem.q_start,
+        torch.arange(problem.num_seqs + 1, dtype=torch.int32, device="cuda") * pages,
+        problem.page_table.flatten(),
+        (problem.context_lens - 1) % PAGE_SIZE + 1,
+        problem.num_heads,
+        NUM_KV_HEADS,
+        HEAD_DIM,
+        PAGE_SIZE,
+        causal=True,
+        q_data_type=torch.bfloat16,
+    )
+    shape = (problem.page_table.numel(), 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+    kv = problem.kv.view(shape)
+    return lambda: wrapper.run(problem.q, kv)
+
+
+def median_ms(run: Run, repeats: int) -> float:
+    for _ in range(3):
+        run()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * repeats)]
+    for start, end in zip(events[::2], events[1::2], strict=True):
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    times = [a.elapsed_time(b) for a, b in zip(events[::2], events[1::2], strict=True)]
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=VALUE,..")
+    parser.add_argument("--no-peers", action="store_true", help="our Hopper kernel only")
+    parser.add_argument("--rows", type=int, nargs="*", help="indices of rows (all by default)")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+
+    contestants: dict[str, Callable[[Problem], Run | None]] = {"ours": lambda p: ours(p, None)}
+    for variant in arguments.variant:
+        contestants[variant] = lambda p, v=variant: ours(p, None, v)  # type: ignore[misc]
+    if not arguments.no_peers:
+        contestants["ours, mma.sync"] = lambda p: ours(p, False)
+        contestants["SDPA flash"] = lambda p: torch_sdpa(p, SDPBackend.FLASH_ATTENTION)
+        contestants["SDPA cuDNN"] = lambda p: torch_sdpa(p, SDPBackend.CUDNN_ATTENTION)
+        contestants["FlashInfer fa2"] = lambda p: flashinfer(p, "fa2")
+        contestants["FlashInfer fa3"] = lambda p: flashinfer(p, "fa3")
+
+    print("| TFLOP/s | " + " | ".join(contestants) + " |")
+    print("|" + "---|" * (len(contestants) + 1))
+    for index in arguments.rows if arguments.rows is not None else range(len(ROWS)):
+        problem = Problem(*ROWS[index])
+        cells = []
+        for make in contestants.values():
+            run = make(problem)
+            if run is None:
+                cells.append("-")
+                continue
+            cells.append(f"{problem.flops / median_ms(run, arguments.repeats) / 1e9:.0f}")
+        print(f"| {problem.name} | " + " | ".join(cells) + " |", flush=True)
+        del problem
+
+
+if __name__ == "__main__":
+    main()
