@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,22 @@ def test_chunks_join_to_the_whole_tensor(tmp_path, monkeypatch, chunk):
     whole = load(path)["lm_head.weight"]
     monkeypatch.setattr(loader, "_CHUNK_VALUES", chunk)
     assert torch.equal(load(path)["lm_head.weight"], whole)
+
+
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_1", "Q6_K"])
+def test_a_large_tensor_is_decoded_in_little_memory(tmp_path, type_name):
+    kind = gguf.GGMLQuantizationType[type_name]
+    block_values, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rows, columns = 16384, 512  # 8M values: 32 MiB in float32
+    raw = numpy.zeros((rows, columns // block_values * block_bytes), numpy.uint8)
+    path = one_tensor_file(tmp_path / "x.gguf", kind, raw)
+    tensors = load_tensors(path, Heads(), torch.bfloat16)  # type: ignore[arg-type]
+    tracemalloc.start()  # sees numpy's arrays, not torch's result
+    name, tensor = next(tensors)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (name, tensor.shape) == ("lm_head.weight", (rows, columns))
+    assert peak_bytes < 16 << 20
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
