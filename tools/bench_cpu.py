@@ -45,7 +45,7 @@ SUFFIX_TOKENS = 16
 MAX_TTFT_RATIO = 0.4
 
 FIRST_TEXT_TOKEN = 32  # below are SmolLM2's control tokens
-NUM_PAGES = 1024
+NUM_PAGES = 640  # 16 prompts without sharing take 544
 
 Prompts = list[list[int]]
 
