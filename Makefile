@@ -18,7 +18,7 @@ SOURCES := setup.py pyproject.toml $(shell find minisgl_fast -name '*.pyx' -o -n
 
 serve: $(VENV)/demo $(VENV)/built
 	$(BIN)/minisgl-fast --model "$$($(BIN)/python tools/demo_model.py)" \
-		--served-model-name SmolLM2-135M-Instruct $(ARGS)
+		--served-model-name SmolLM2-135M-Instruct --dtype float32 $(ARGS)
 
 test: $(VENV)/test $(VENV)/demo $(VENV)/built
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)

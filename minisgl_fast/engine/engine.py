@@ -1,0 +1,144 @@
+"""Engine: scheduler and model runner as one overlapped step loop, without any I/O.
+
+Requests come in as ADD payloads and go out as STEP payloads (wire.py), so that the engine process
+(worker.py) and the Python API (llm.py) drive the same code.
+
+The overlapped step: ``step`` schedules and launches step N+1 while the device still works on step
+N, then waits for N and commits its tokens. A decode row takes its input token from the device, so
+N+1 needs nothing that the host learns from N. A request that turns out to be finished in N has been
+scheduled once too often; the scheduler drops that token. With ``overlap`` off every step is
+committed before the next is scheduled: the same code, for comparing outputs token by token.
+
+Rules: at most two steps are in flight; a plan's buffer is rewritten only after its commit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from minisgl_fast.config import Config
+from minisgl_fast.engine.executor import StepBuffers, make_executor
+from minisgl_fast.engine.runner import ModelRunner
+from minisgl_fast.params import SamplingParams
+from minisgl_fast.progress import Progress
+from minisgl_fast.sched.scheduler import Scheduler
+from minisgl_fast.wire import pack_add
+
+
+class Engine:
+    """One engine on one device. All methods are to be called from one thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        model_path: Path,
+        vocab_limit: int,
+        eos_ids: Iterable[int],
+        progress: Progress,
+    ) -> None:
+        """Load the model, size the cache and warm up.
+
+        ``vocab_limit``: ids from here on are never sampled (the tokenizer does not know them).
+        ``eos_ids``: what the tokenizer says ends a text; the model's configuration may name more.
+        Raises ConfigError for what the user must change.
+        """
+        self._runner = ModelRunner(config, model_path, vocab_limit, progress)
+        self._executor = make_executor(self._runner)
+        self._max_in_flight = 2 if config.overlap else 1
+        self._in_flight: deque[StepBuffers] = deque()
+        self._eos_ids = sorted({*eos_ids, *self._runner.model_config.eos_token_ids})
+        self._radix_cache = not config.disable_radix_cache
+        self._scheduler = self._make_scheduler()
+        capacity = self._scheduler.plan_capacity()
+        self._free = deque(self._executor.make_buffers(capacity, 2))
+        self._warm_up(vocab_limit)
+
+    def add(self, channel: int, payload: bytes) -> None:
+        """Queue the request of one ADD payload."""
+        self._scheduler.add(channel, payload)
+
+    def abort(self, channel: int, rid: int) -> None:
+        """End a request in whatever state it is; unknown and finished ones are ignored."""
+        self._scheduler.abort(channel, rid)
+
+    def abort_channel(self, channel: int) -> None:
+        """End every request of a frontend that is gone."""
+        self._scheduler.abort_channel(channel)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._in_flight) or self._scheduler.has_work()
+
+    def step(self) -> list[tuple[int, bytes]]:
+        """Launch the next step if there is one, commit the oldest that is due; STEP payloads."""
+        launched = False
+        if len(self._in_flight) < self._max_in_flight:
+            buffers = self._free[0]
+            launched = self._scheduler.schedule(buffers.plan)
+            if launched:
+                self._free.popleft()
+                self._executor.launch(buffers)
+                self._in_flight.append(buffers)
+        if self._in_flight and (not launched or len(self._in_flight) == self._max_in_flight):
+            buffers = self._in_flight.popleft()
+            self._scheduler.commit(buffers.plan, self._executor.collect(buffers))
+            self._free.append(buffers)
+        frames: list[tuple[int, bytes]] = self._scheduler.take_frames()
+        return frames
+
+    def flush_cache(self) -> bool:
+        """Forget every cached prefix; only when idle."""
+        return not self.has_work and self._scheduler.flush_cache()
+
+    def check(self) -> None:
+        """Assert that no page, slot or request is unaccounted for."""
+        self._scheduler.check()
+
+    def stats(self) -> dict[str, int]:
+        """The payload of STATS."""
+        return self._scheduler.stats()
+
+    def facts(self) -> dict[str, Any]:
+        """The payload of READY."""
+        runner = self._runner
+        return {
+            "max_model_len": runner.sizes.max_model_len,
+            "vocab_size": runner.model_config.vocab_size,
+            "num_pages": runner.sizes.num_pages,
+            "page_size": runner.sizes.page_size,
+            "max_running_requests": runner.sizes.max_seqs,
+            "dtype": str(runner.dtype).removeprefix("torch."),
+            "device": runner.device.type,
+        }
+
+    def close(self) -> None:
+        """Wait for what is in flight and release the device."""
+        self._executor.close()
+
+    def _make_scheduler(self) -> Scheduler:
+        sizes = self._runner.sizes
+        return Scheduler(
+            num_pages=sizes.num_pages,
+            page_size=sizes.page_size,
+            max_seqs=sizes.max_seqs,
+            max_model_len=sizes.max_model_len,
+            max_step_tokens=sizes.max_step_tokens,
+            eos_ids=self._eos_ids,
+            radix_cache=self._radix_cache,
+        )
+
+    def _warm_up(self, vocab_limit: int) -> None:
+        """Run one short request, so that the first real one meets no lazy initialisation.
+
+        The scheduler is made anew after it: nothing of the warm-up is cached or counted.
+        """
+        params = SamplingParams(max_tokens=2, temperature=1.0, top_p=0.9, ignore_eos=True)
+        prompt = [min(token, vocab_limit - 1) for token in range(1, 5)]
+        self.add(0, pack_add(0, params, prompt, seed=0, max_tokens=2))
+        while self.has_work:
+            self.step()
+        self.check()
+        self._scheduler = self._make_scheduler()

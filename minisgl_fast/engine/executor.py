@@ -1,0 +1,140 @@
+"""Executors: a filled plan goes to the device, sampled tokens come back.
+
+``launch`` hands a plan over and returns at once; ``collect`` waits for its tokens. The CPU's device
+is a single worker thread, so that the overlapped step has the same shape there as on a GPU.
+
+Rules: a plan's memory belongs to its StepBuffers and is not written between ``launch`` and
+``collect``; steps run in the order of their launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minisgl_fast.backend.step import StepTensors
+from minisgl_fast.engine.runner import ModelRunner
+from minisgl_fast.sched.plan import PlanCapacity, StepPlan
+
+FLOAT_SECTIONS = frozenset(
+    ("temperature", "top_p", "min_p", "presence", "frequency", "repetition", "bias_value")
+)
+
+
+class StepBuffers:
+    """One plan with the host memory it lives in, and the place where its tokens arrive."""
+
+    def __init__(self, capacity: PlanCapacity, *, pinned: bool) -> None:
+        self.words = torch.zeros(capacity.num_words, dtype=torch.int32, pin_memory=pinned)
+        self.plan = StepPlan(self.words.data_ptr(), capacity)
+        self.tokens = torch.zeros(capacity.max_seqs, dtype=torch.int32, pin_memory=pinned)
+        # The scheduler reads the tokens through the buffer protocol, which tensors do not have.
+        memory = (ctypes.c_int32 * capacity.max_seqs).from_address(self.tokens.data_ptr())
+        self._token_view = memoryview(memory).cast("B").cast("i")
+
+    def collected(self) -> memoryview:
+        """The tokens of the plan's samples, int32."""
+        return self._token_view[: self.plan.num_samples]
+
+
+class Executor(Protocol):
+    """What the engine asks of a device."""
+
+    def make_buffers(self, capacity: PlanCapacity, count: int) -> list[StepBuffers]:
+        """Memory for ``count`` plans in flight."""
+
+    def launch(self, buffers: StepBuffers) -> None:
+        """Start the step of ``buffers.plan``."""
+
+    def collect(self, buffers: StepBuffers) -> memoryview:
+        """Wait for a launched step; its tokens, int32 [num_samples]."""
+
+    def close(self) -> None:
+        """Wait for what is in flight and let the device go."""
+
+
+class CpuExecutor:
+    """Steps on a CPU, one after another in a thread of their own."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._running: dict[int, Future[None]] = {}
+
+    def make_buffers(self, capacity: PlanCapacity, count: int) -> list[StepBuffers]:
+        return [StepBuffers(capacity, pinned=False) for _ in range(count)]
+
+    def launch(self, buffers: StepBuffers) -> None:
+        step = step_tensors(buffers.plan, plan_views(buffers.words, buffers.plan.capacity))
+        self._running[id(buffers)] = self._thread.submit(self._run, step, buffers)
+
+    def collect(self, buffers: StepBuffers) -> memoryview:
+        self._running.pop(id(buffers)).result()
+        return buffers.collected()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    @torch.inference_mode()
+    def _run(self, step: StepTensors, buffers: StepBuffers) -> None:
+        tokens = self._runner.run(step, buffers.plan.histories)
+        buffers.tokens[: step.num_samples].copy_(tokens)
+
+
+def plan_views(words: Tensor, capacity: PlanCapacity) -> dict[str, Tensor]:
+    """A view of every section of a plan's words, at its full capacity."""
+    views = {
+        name: words[offset : offset + length]
+        for name, (offset, length) in capacity.offsets().items()
+    }
+    for name in FLOAT_SECTIONS:
+        views[name] = views[name].view(torch.float32)
+    return views
+
+
+def step_tensors(plan: StepPlan, views: dict[str, Tensor]) -> StepTensors:
+    """The used part of every section of a plan."""
+    tokens, seqs, samples = slice(plan.num_tokens), slice(plan.num_seqs), slice(plan.num_samples)
+    bias, updates = slice(plan.num_bias), slice(plan.num_updates)
+    return StepTensors(
+        num_tokens=plan.num_tokens,
+        num_decode=plan.num_decode,
+        num_seqs=plan.num_seqs,
+        num_samples=plan.num_samples,
+        max_q_len=plan.max_q_len,
+        max_context=plan.max_context,
+        input_ids=views["input_id"][tokens],
+        positions=views["position"][tokens],
+        kv_slots=views["kv_slot"][tokens],
+        seq_slots=views["seq_slot"][seqs],
+        q_start=views["q_start"][: plan.num_seqs + 1],
+        context_lens=views["context_len"][seqs],
+        sample_rows=views["sample_row"][samples],
+        sample_slots=views["sample_slot"][samples],
+        sample_positions=views["sample_position"][samples],
+        temperature=views["temperature"][samples],
+        top_k=views["top_k"][samples],
+        top_p=views["top_p"][samples],
+        min_p=views["min_p"][samples],
+        seed_lo=views["seed_lo"][samples],
+        seed_hi=views["seed_hi"][samples],
+        presence=views["presence"][samples],
+        frequency=views["frequency"][samples],
+        repetition=views["repetition"][samples],
+        sample_flags=views["sample_flags"][samples],
+        bias_start=views["bias_start"][: plan.num_samples + 1],
+        bias_ids=views["bias_id"][bias],
+        bias_values=views["bias_value"][bias],
+        update_slots=views["update_slot"][updates],
+        update_columns=views["update_column"][updates],
+        update_pages=views["update_page"][updates],
+    )
+
+
+def make_executor(runner: ModelRunner) -> Executor:
+    """The executor of the runner's device."""
+    return CpuExecutor(runner)

@@ -1,0 +1,77 @@
+"""ModelRunner: the model with its cache and per-slot state, on one device.
+
+``run`` computes one step from its tensors; how a filled plan gets to the device and its tokens back
+is the executor's part: executor.py for a CPU, cuda_executor.py for a GPU.
+
+Rules: every size is fixed here, before the first request; nothing here looks at a sampled token.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minisgl_fast.backend import make_backend, pick_device
+from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.config import Config
+from minisgl_fast.engine.memory import EngineSizes, kv_pool_bytes, plan_sizes
+from minisgl_fast.model.config import ModelConfig
+from minisgl_fast.model.qwen3 import Qwen3
+from minisgl_fast.model.weights import dummy_weights, load_weights
+from minisgl_fast.progress import Progress
+
+# (slot, token ids, how many of them are the prompt): StepPlan.histories
+History = tuple[int, "array[int]", int]
+
+
+class ModelRunner:
+    """``sizes``, ``dtype`` and ``device`` are fixed at start."""
+
+    def __init__(
+        self, config: Config, model_path: Path, vocab_limit: int, progress: Progress
+    ) -> None:
+        self.model_config = ModelConfig.load(model_path)
+        self.device = pick_device(config.device)
+        self.backend = make_backend(self.device)
+        self.dtype = self.backend.pick_dtype(config.dtype, self.model_config.dtype)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        if config.dummy_weight:
+            weights = dummy_weights(self.model_config, self.dtype, self.device)
+        else:
+            weights = load_weights(model_path, self.model_config, self.dtype, self.device, progress)
+        self._model = Qwen3(self.model_config, weights, self.backend)
+        self._vocab_limit = min(vocab_limit, self.model_config.vocab_size)
+        self.sizes: EngineSizes = plan_sizes(
+            config,
+            self.model_config,
+            self.dtype,
+            self.device,
+            kv_pool_bytes(config, self.model_config, self.device),
+        )
+        self._kv = self.backend.allocate_kv(
+            self.model_config.num_layers,
+            self.sizes.num_pages,
+            self.model_config.num_kv_heads,
+            self.sizes.page_size,
+            self.model_config.head_dim,
+            self.dtype,
+        )
+        self.state = DeviceState(
+            max_seqs=self.sizes.max_seqs,
+            max_pages_per_seq=self.sizes.max_pages_per_seq,
+            vocab_size=self.model_config.vocab_size,
+            device=self.device,
+        )
+
+    def run(self, step: StepTensors, histories: Sequence[History]) -> Tensor:
+        """Compute one step; the sampled tokens [num_samples] int32 on the device."""
+        self.backend.apply_updates(step, self.state)
+        for slot, tokens, num_prompt in histories:
+            self.backend.reset_counts(self.state, slot, tokens, num_prompt)
+        logits = self._model.forward(step, self.state, self._kv)
+        return self.backend.sample(logits, step, self.state, self._vocab_limit)
