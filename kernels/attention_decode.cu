@@ -17,8 +17,9 @@ Memory-bound: every K and V byte is read once, and all else hides behind that st
 
 Launch: grid any size up to num_sms * blocks an SM (partials has room for it), block THREADS, dynamic
 shared memory SHARED_BYTES (backend/cuda_attention.py computes both), -D HEAD_DIM (64, 128),
-HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL; reads context_lens before
-its wait, which nothing writes within a step.
+HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after a kernel that writes q
+and the keys and values of the new tokens: before its wait it reads context_lens, seq_slots, the page
+table and all tiles of a sequence but the last, which an earlier kernel or step has finished.
 q [num_seqs, num_kv_heads * group, HEAD_DIM], out the same; sequence i is row i of q, context_lens
 and seq_slots; page_table [.., table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.
 partials: float [2 * grid, 8 * HEAD_TILES, HEAD_DIM + 2]; counters: int32 [num_seqs * num_kv_heads],
@@ -42,22 +43,20 @@ constexpr int HEADS = 8;                   // columns of one mma
 constexpr int MERGE_STRIDE = HEAD_DIM + 4;  // floats; 4 keeps the writers' banks apart
 constexpr int K_STEPS = HEAD_DIM / 16;
 constexpr int DIM_TILES = HEAD_DIM / 16;
-constexpr int MERGE_SPLITS = 32;           // partials weighed at a time
+constexpr bool PREFETCH_QUERY = HEAD_TILES == 1;  // the registers of two tiles leave no room
 constexpr int DIM_QUADS = HEAD_DIM / 4;
-constexpr int MERGE_GROUPS = CONSUMERS / DIM_QUADS;
+constexpr int ROWS_AT_ONCE = 32 / DIM_QUADS;  // partial rows that a warp reads with 16 bytes a lane
 
 // 17 KB at HEAD_DIM 128: what is left beside the stages for two blocks an SM.
 struct Shared {
     union {
-        float o[WARPS][HEADS][MERGE_STRIDE];      // the warps' O at the end of a segment
-        float weight[MERGE_SPLITS][HEADS];        // merge: of each partial,
-        float gathered[MERGE_GROUPS][HEADS][HEAD_DIM];  // and then the groups' sums
+        float o[WARPS][HEADS][MERGE_STRIDE];  // the warps' O at the end of a segment
+        float merged[WARPS][HEAD_DIM];        // their shares of a merge
     };
     float max[WARPS][HEADS], sum[WARPS][HEADS];
-    float alpha[HEADS], total[HEADS];
     uint64_t full[STAGES], empty[STAGES];
     int warp_tiles[THREADS / 32];
-    int first_seq, first_before;
+    int first_seq, first_before, first_slot;
     int is_last;
 };
 
@@ -77,15 +76,18 @@ struct Stretches {
 // Walks a block's stretch of the line, segment by segment.
 struct Walk {
     const int* context_lens;
+    const int* seq_slots;
     int position, end;             // on the line
     int num_kv_heads;
     int seq, length, tiles, before;  // current sequence; tiles of all earlier sequences (one head)
+    int slot;                        // its row of the page table
     int head, tile, last_tile;     // current segment: tiles tile .. last_tile - 1 of (seq, head)
 
     __device__ static int tiles_of(int length) { return (length + TILE - 1) / TILE; }
 
-    __device__ void enter(int new_seq) {
+    __device__ void enter(int new_seq, int new_slot) {
         seq = new_seq;
+        slot = new_slot;
         length = context_lens[seq];
         tiles = tiles_of(length);
     }
@@ -94,7 +96,7 @@ struct Walk {
         if (position >= end) return false;
         while (position >= (before + tiles) * num_kv_heads) {
             before += tiles;
-            enter(seq + 1);
+            enter(seq + 1, seq_slots[seq + 1]);
         }
         int offset = position - before * num_kv_heads;
         head = offset / tiles;
@@ -113,10 +115,13 @@ __device__ __forceinline__ void consumers_sync() {
 
 // Sums the tiles of all sequences and finds the sequence where this block's stretch begins.
 // All threads; returns the tiles of one head.
-__device__ int plan(const int* context_lens, int num_seqs, int num_kv_heads, Shared& shared) {
+__device__ int plan(
+    const int* context_lens, const int* seq_slots, int num_seqs, int num_kv_heads, Shared& shared) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int share = ceil_div(num_seqs, THREADS);
     int begin = threadIdx.x * share, stop = min(begin + share, num_seqs);
+    // Read beside the length, though most threads need none: one latency less on the way to a page.
+    int slot = begin < num_seqs ? seq_slots[begin] : 0;
     int mine = 0;
     for (int i = begin; i < stop; i++) mine += Walk::tiles_of(context_lens[i]);
     int inclusive = mine;
@@ -143,6 +148,7 @@ __device__ int plan(const int* context_lens, int num_seqs, int num_kv_heads, Sha
         }
         shared.first_seq = seq;
         shared.first_before = before;
+        shared.first_slot = seq == begin ? slot : seq_slots[seq];
     }
     __syncthreads();
     return total;
@@ -155,13 +161,12 @@ __device__ int plan(const int* context_lens, int num_seqs, int num_kv_heads, Sha
 struct Pages {
     const uint8_t* kv;
     const int* page_table;
-    const int* seq_slots;
     int num_kv_heads, table_stride, page_shift;
 
     __device__ int page_size() const { return 1 << page_shift; }
     __device__ int rows() const { return min(page_size(), TILE); }
-    __device__ const int* row_of(int seq) const {
-        return page_table + (int64_t)seq_slots[seq] * table_stride;
+    __device__ const int* row_of(int slot) const {
+        return page_table + (int64_t)slot * table_stride;
     }
     __device__ const uint8_t* block(int page, int head) const {
         return kv + kv_block_offset(page, head, 0, num_kv_heads, page_size(), HEAD_DIM);
@@ -169,7 +174,8 @@ struct Pages {
 };
 
 #if HAS_BULK_COPY
-// The producer warp: every tile of the stretch into the ring, as the consumers empty it.
+// The producer warp: every tile of the stretch into the ring, as the consumers empty it. Only the
+// last tile of a sequence holds a token that the kernel before has written: only that one waits.
 __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& shared) {
     int lane = threadIdx.x % 32;
     int rows = pages.rows();
@@ -178,14 +184,18 @@ __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& 
     bool has_copy = sub < pages_per_tile;
     uint64_t policy = policy_evict_first();
     int stage = 0, parity = 1;  // a fresh barrier counts as having completed the phase before
+    bool has_waited = false;
+    int window_seq = -1, window = 0, page_ids = 0;  // the lanes hold 32 pages from column window on
     while (walk.next()) {
-        const int* row = pages.row_of(walk.seq);
+        const int* row = pages.row_of(walk.slot);
         int num_pages = (walk.length + pages.page_size() - 1) >> pages.page_shift;
-        int window = -64, page_ids = 0;  // the lanes hold the pages of 32 columns from window on
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
             int column = (tile * TILE) >> pages.page_shift;
-            if (column + pages_per_tile > window + 32) {
-                window = column;
+            if (window_seq != walk.seq || column < window ||
+                column + pages_per_tile > window + 32) {
+                window_seq = walk.seq;
+                // The heads of a sequence have the same pages: where 32 are all, they stay.
+                window = num_pages <= 32 ? 0 : column;
                 page_ids = row[min(window + lane, num_pages - 1)];
             }
             int page = __shfl_sync(~0u, page_ids, (column - window + sub) & 31);
@@ -193,6 +203,10 @@ __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& 
             int tokens = min(TILE, (walk.length - tile * TILE + 15) & ~15);
             uint32_t barrier = shared_address(&shared.full[stage]);
             mbarrier_wait(shared_address(&shared.empty[stage]), parity);
+            if (!has_waited && tile == walk.tiles - 1) {
+                pdl_wait();
+                has_waited = true;
+            }
             if (lane == 0) mbarrier_arrive_expect(barrier, tokens * TOKEN_BYTES);
             __syncwarp();
             int count = min(rows, tokens - sub * rows);
@@ -230,7 +244,7 @@ struct WarpLoads {
     __device__ void find_page() {
         if (!more) return;
         int token = min(walk.tile * TILE + offset, walk.length - 1);
-        page = pages.row_of(walk.seq)[token >> pages.page_shift];
+        page = pages.row_of(walk.slot)[token >> pages.page_shift];
     }
 
     // Starts the copies of one tile, and closes a group even where there is nothing left to copy.
@@ -383,6 +397,17 @@ __device__ __forceinline__ void attend(
 // ---------------------------------------------------------------------------------------------
 // The end of a segment
 
+// Adds 1 and returns what was there; at `limit` it wraps to 0, so the last arrival leaves a counter
+// ready for the next launch. Orders the block's accesses before and after, at the GPU's scope.
+__device__ __forceinline__ int atomic_inc_acq_rel(unsigned int* counter, unsigned int limit) {
+    unsigned int old;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(counter), "r"(limit)
+                 : "memory");
+    return old;
+}
+
 struct Partials {
     float* base;
 
@@ -451,68 +476,66 @@ __device__ void finish_heads(
 }
 
 // Merges the partials of one (sequence, head) pair, heads n * 8 .. n * 8 + 7: split i lies in slot
-// 2 * (first + i), but split 0 in first_slot.
+// 2 * (first + i), but split 0 in first_slot. A warp takes whole heads; with one or two heads, part
+// of the splits of one. Its lanes weigh 32 splits at a time.
 __device__ void merge_heads(
     int n, int num_heads, int first, int first_slot, int num_splits, Shared& shared, bf16* out,
     const Partials& partials) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int quad = threadIdx.x % DIM_QUADS, merge_group = threadIdx.x / DIM_QUADS;
-    float4 sums[HEADS];
-#pragma unroll
-    for (int head = 0; head < HEADS; head++) sums[head] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float running[HEADS / WARPS], total[HEADS / WARPS];
-#pragma unroll
-    for (int i = 0; i < HEADS / WARPS; i++) running[i] = -INFINITY_F, total[i] = 0.0f;
-
-    for (int begin = 0; begin < num_splits; begin += MERGE_SPLITS) {
-        consumers_sync();  // weights of the round before are read
-        int split = begin + lane;
-        int slot = split == 0 ? first_slot : 2 * (first + split);
-#pragma unroll
-        for (int i = 0; i < HEADS / WARPS; i++) {
-            int head = warp + i * WARPS;
-            if (head >= num_heads) break;
+    int quad = lane % DIM_QUADS, row = lane / DIM_QUADS;
+    int parts = num_heads == 1 ? WARPS : num_heads == 2 ? WARPS / 2 : 1;
+    int part = warp / (WARPS / parts);
+    for (int head = warp % (WARPS / parts); head < num_heads; head += WARPS) {
+        float max = -INFINITY_F, total = 0.0f;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int begin = part; begin < num_splits; begin += 32 * parts) {
+            int split = begin + lane * parts;
             float2 mine = make_float2(-INFINITY_F, 0.0f);
+            int slot = split == 0 ? first_slot : 2 * (first + split);
             if (split < num_splits) mine = __ldcg(partials.max_sum(slot, n * HEADS + head));
-            float updated = fmaxf(running[i], warp_max(mine.x));
-            float alpha = exp2_fast(running[i] - updated), weight = exp2_fast(mine.x - updated);
-            running[i] = updated;
-            total[i] = total[i] * alpha + warp_sum(mine.y * weight);
-            shared.weight[lane][head] = weight;
-            if (lane == 0) {
-                shared.alpha[head] = alpha;
-                shared.total[head] = total[i];
+            float updated = fmaxf(max, warp_max(mine.x));
+            float alpha = exp2_fast(max - updated), weight = exp2_fast(mine.x - updated);
+            max = updated;
+            total = total * alpha + warp_sum(mine.y * weight);
+            sum.x *= alpha, sum.y *= alpha, sum.z *= alpha, sum.w *= alpha;
+            int count = min(32, ceil_div(num_splits - begin, parts));
+#pragma unroll 8
+            for (int i = 0; i < count; i += ROWS_AT_ONCE) {
+                int from = __shfl_sync(~0u, slot, i + row);
+                float scale = __shfl_sync(~0u, weight, i + row);
+                if (i + row < count) {
+                    float4 o = __ldcg((const float4*)partials.o(from, n * HEADS + head) + quad);
+                    sum.x += o.x * scale, sum.y += o.y * scale;
+                    sum.z += o.z * scale, sum.w += o.w * scale;
+                }
             }
         }
-        consumers_sync();
-        int count = min(MERGE_SPLITS, num_splits - begin);
-#pragma unroll
-        for (int head = 0; head < HEADS; head++) {
-            if (head >= num_heads) break;
-            float alpha = shared.alpha[head];
-            float4 sum = sums[head];
-            sum.x *= alpha, sum.y *= alpha, sum.z *= alpha, sum.w *= alpha;
-#pragma unroll 8
-            for (int i = merge_group; i < count; i += MERGE_GROUPS) {
-                int from = begin + i == 0 ? first_slot : 2 * (first + begin + i);
-                float4 o = __ldcg((const float4*)partials.o(from, n * HEADS + head) + quad);
-                float weight = shared.weight[i][head];
-                sum.x += o.x * weight, sum.y += o.y * weight;
-                sum.z += o.z * weight, sum.w += o.w * weight;
-            }
-            sums[head] = sum;
+        if (ROWS_AT_ONCE == 2) {
+            sum.x += __shfl_xor_sync(~0u, sum.x, 16), sum.y += __shfl_xor_sync(~0u, sum.y, 16);
+            sum.z += __shfl_xor_sync(~0u, sum.z, 16), sum.w += __shfl_xor_sync(~0u, sum.w, 16);
+        }
+        if (parts == 1) {
+            if (row == 0)
+                ((uint2*)(out + (n * HEADS + head) * HEAD_DIM))[quad] = make_uint2(
+                    pack_bf16(sum.x / total, sum.y / total),
+                    pack_bf16(sum.z / total, sum.w / total));
+        } else {
+            if (row == 0) ((float4*)shared.merged[warp])[quad] = sum;
+            if (lane == 0) shared.max[warp][0] = max, shared.sum[warp][0] = total;
         }
     }
-    consumers_sync();  // the weights are read
-#pragma unroll
-    for (int head = 0; head < HEADS; head++)
-        if (head < num_heads) ((float4*)shared.gathered[merge_group][head])[quad] = sums[head];
+    if (parts == 1) return;
     consumers_sync();
     for (int i = threadIdx.x; i < num_heads * HEAD_DIM; i += CONSUMERS) {
-        float o = 0.0f;
-#pragma unroll
-        for (int j = 0; j < MERGE_GROUPS; j++) o += shared.gathered[j][0][i];
-        out[n * HEADS * HEAD_DIM + i] = float_to_bf16(o / shared.total[i / HEAD_DIM]);
+        int head = i / HEAD_DIM;
+        float max = -INFINITY_F, total = 0.0f, o = 0.0f;
+        for (int w = head; w < WARPS; w += num_heads) max = fmaxf(max, shared.max[w][0]);
+        for (int w = head; w < WARPS; w += num_heads) {
+            float scale = exp2_fast(shared.max[w][0] - max);
+            total += shared.sum[w][0] * scale;
+            o += shared.merged[w][i % HEAD_DIM] * scale;
+        }
+        out[n * HEADS * HEAD_DIM + i] = float_to_bf16(o / total);
     }
 }
 
@@ -537,26 +560,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         mbarrier_init_fence();
     }
 #endif
-    int total = plan(context_lens, num_seqs, num_kv_heads, shared) * num_kv_heads;
+    int total = plan(context_lens, seq_slots, num_seqs, num_kv_heads, shared) * num_kv_heads;
     Stretches stretches(total, gridDim.x);
     Walk walk;
     walk.context_lens = context_lens;
+    walk.seq_slots = seq_slots;
     walk.num_kv_heads = num_kv_heads;
     walk.position = stretches.start(blockIdx.x);
     walk.end = stretches.start(blockIdx.x + 1);
     if (walk.position < walk.end) {
         walk.before = shared.first_before;
-        walk.enter(shared.first_seq);
+        walk.enter(shared.first_seq, shared.first_slot);
     }
-    const Pages pages = {kv, page_table, seq_slots, num_kv_heads, table_stride, page_shift};
-    pdl_wait();
-
+    const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
 #if HAS_BULK_COPY
     if (warp == WARPS) {
         produce(walk, pages, stages, shared);
         return;
     }
 #endif
+    pdl_wait();
+    pdl_launch_dependents();
     int num_q_heads = num_kv_heads * group;
     for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
         if (context_lens[seq] != 0) continue;
@@ -577,11 +601,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #endif
     const Partials partials = {partials_base};
     int stage = 0, parity = 0;
-    while (walk.next()) {
+    uint32_t query[HEAD_TILES][K_STEPS][2];
+    bool more = walk.next();
+    int64_t q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
+    if (more && PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
+    while (more) {
+        if (!PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
         Accumulator acc;
-        uint32_t query[HEAD_TILES][K_STEPS][2];
-        int64_t q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
-        load_query(query, q + q_row * HEAD_DIM, group);
         acc.clear();
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
             int valid = walk.length - tile * TILE - offset;
@@ -611,20 +637,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         int first_slot = 2 * first + (stretches.start(first) == line_start ? 0 : 1);
         int slot = (int)blockIdx.x == first ? first_slot : 2 * blockIdx.x;
         bf16* to = out + q_row * HEAD_DIM;
+        unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
+
+        // The next segment's query travels while this one is finished.
+        more = walk.next();
+        q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
+        if (more && PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
+
 #pragma unroll
         for (int n = 0; n < HEAD_TILES; n++)
             finish_heads(acc, n, min(HEADS, group - n * HEADS), shared, num_splits == 1, to,
                          partials, slot);
         if (num_splits == 1) continue;
 
-        __threadfence();
+        // The barrier puts all threads' partials before thread 0's release.
         consumers_sync();
-        if (threadIdx.x == 0) {
-            // Wraps to 0 with the last arrival: ready for the next launch.
-            unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
-            shared.is_last = atomicInc(counter, num_splits - 1) == num_splits - 1;
-            __threadfence();
-        }
+        if (threadIdx.x == 0)
+            shared.is_last = atomic_inc_acq_rel(counter, num_splits - 1) == num_splits - 1;
         consumers_sync();
         if (!shared.is_last) continue;
 #pragma unroll
@@ -632,5 +661,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             merge_heads(n, min(HEADS, group - n * HEADS), first, first_slot, num_splits, shared, to,
                         partials);
     }
-    pdl_launch_dependents();
 }

@@ -230,7 +230,8 @@ __device__ __forceinline__ void pdl_wait() {
 #endif
 }
 
-// Lets the next kernel's blocks start; its own pdl_wait still waits for all of this grid.
+// Lets the next kernel's blocks start; its own pdl_wait still waits for all of this grid. Only after
+// pdl_wait: so a block knows, before its own wait, that the kernel two before its own is complete.
 __device__ __forceinline__ void pdl_launch_dependents() {
 #if HAS_BULK_COPY
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

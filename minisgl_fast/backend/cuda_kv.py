@@ -7,7 +7,9 @@ import torch
 from minisgl_fast.backend.kernel import get_kernel
 from minisgl_fast.errors import ConfigError
 
-THREADS = 256
+THREADS = 128
+ITERATIONS = 4  # heads a thread takes at most
+FEW_TOKENS = 128  # up to here each head gets threads of its own
 
 
 class KvStore:
@@ -20,9 +22,9 @@ class KvStore:
             raise ConfigError(f"head_dim {head_dim}: the CUDA kernels have 64 and 128")
         self._num_heads = num_heads
         self._num_kv_heads = num_kv_heads
-        self._page_size = page_size
-        heads_per_block = THREADS * 8 // head_dim
-        self._num_blocks = -(-(num_heads + 2 * num_kv_heads) // heads_per_block)
+        self._page_shift = page_size.bit_length() - 1
+        heads_per_pass = THREADS * 8 // head_dim
+        self._num_passes = -(-(num_heads + 2 * num_kv_heads) // heads_per_pass)
         self._kernel = get_kernel(
             f"kv_store_d{head_dim}" + ("_norm" if qk_norm else ""), "kv_store"
         )
@@ -47,8 +49,11 @@ class KvStore:
         ``kv_slots`` int32 [num_tokens], slot -1 writes nothing. ``q_norm`` and ``k_norm``
         [head_dim] bf16 if the model has them.
         """
+        num_blocks = self._num_passes
+        if num_tokens > FEW_TOKENS:
+            num_blocks = -(-num_blocks // ITERATIONS)
         self._kernel.launch(
-            (num_tokens, self._num_blocks),
+            (num_tokens, num_blocks),
             THREADS,
             (
                 qkv.data_ptr(),
@@ -61,7 +66,7 @@ class KvStore:
                 kv_layer.data_ptr(),
                 self._num_heads,
                 self._num_kv_heads,
-                self._page_size,
+                self._page_shift,
                 eps,
             ),
             pdl=pdl,

@@ -110,11 +110,6 @@ class Case:
             assert error < 2e-2 if length else not out[i].any(), (i, length)
 
 
-@pytest.fixture(autouse=True)
-def _exact_reference(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-
-
 def boundaries(page_size: int) -> list[int]:
     around = [1, page_size - 1, page_size, page_size + 1, 63, 64, 65, 127, 128, 129, 1000]
     return [0, *around, 0, 15, 16, 17, 3 * page_size + 7, 2049, 0]
