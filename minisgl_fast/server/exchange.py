@@ -51,6 +51,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_bodiless",
         "_chunked",
         "_connection",
         "_keep_alive",
@@ -67,6 +68,7 @@ class Exchange:
         self._connection = connection
         self._state = _WAITING
         self._chunked = not request.http_1_0
+        self._bodiless = request.method == "HEAD"
         self._keep_alive = request.keep_alive
         self.request = request
         self.on_disconnect: Callable[[], None] | None = None
@@ -101,7 +103,7 @@ class Exchange:
         else:
             length = b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body))
             data = self._head(status, length, headers)
-            if self.request.method != "HEAD":
+            if not self._bodiless:
                 data += body
         self._state = _DONE
         self.status = status
@@ -140,10 +142,10 @@ class Exchange:
         """Send joined events as one HTTP chunk."""
         if self._state != _STREAMING and not self._may(_STREAMING):
             return
-        if not chunk or self.request.method == "HEAD":
+        size = len(chunk)
+        if not size or self._bodiless:
             return
         if self._chunked:
-            size = len(chunk)
             head = _CHUNK_HEADS[size] if size < 4096 else b"%x\r\n" % size
             chunk = b"".join((head, chunk, b"\r\n"))
         self._connection.send(chunk)
@@ -155,7 +157,7 @@ class Exchange:
         if not self._may(_STREAMING):
             return
         self._state = _DONE
-        if self.request.method != "HEAD":
+        if not self._bodiless:
             if not self._chunked:
                 data = last
             elif last:

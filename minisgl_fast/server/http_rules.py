@@ -138,24 +138,23 @@ MALFORMED_HEAD = "The request head is malformed."
 class _HeadFields:
     """What llhttp reports of one head."""
 
-    __slots__ = ("headers", "hosts", "keep_alive", "num_fields", "parser")
+    __slots__ = ("headers", "keep_alive", "num_host_fields", "parser")
 
     def __init__(self) -> None:
         self.headers: dict[bytes, bytes] = {}
-        self.hosts = 0
-        self.num_fields = 0
+        self.num_host_fields = 1  # until a Host field is repeated
         self.keep_alive: bool | None = None
         self.parser = httptools.HttpRequestParser(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.num_fields += 1
         name = name.lower()
-        if name in self.headers:
-            self.headers[name] += b", " + value
-        else:
-            self.headers[name] = value
+        headers = self.headers
+        if name not in headers:
+            headers[name] = value
+            return
+        headers[name] += b", " + value
         if name == b"host":
-            self.hosts += 1
+            self.num_host_fields += 1
 
     def on_headers_complete(self) -> None:
         self.keep_alive = self.parser.should_keep_alive()
@@ -187,7 +186,7 @@ def parse_head(head: bytes, limits: HttpLimits) -> HttpRequest:
     method = line[1].decode("ascii")
     path, query = _split_target(method, line[2].decode("ascii"))
     http_1_0 = line[4] == b"0"
-    _check_host(headers, fields.hosts, http_1_0)
+    _check_host(headers, fields.num_host_fields, http_1_0)
 
     request_id = headers.get(b"x-request-id", b"")
     sane = _SANE_REQUEST_ID.fullmatch(request_id) is not None
@@ -270,12 +269,13 @@ def _split_target(method: str, target: str) -> tuple[str, str]:
     return path, query
 
 
-def _check_host(headers: dict[bytes, bytes], num_hosts: int, http_1_0: bool) -> None:
-    if num_hosts == 0 and http_1_0:
+def _check_host(headers: dict[bytes, bytes], num_host_fields: int, http_1_0: bool) -> None:
+    host = headers.get(b"host")
+    if host is None and http_1_0:
         return
-    if num_hosts != 1:  # rule 1
+    if host is None or num_host_fields != 1:  # rule 1
         raise RequestError("A request needs exactly one Host header field.")
-    if _HOST.fullmatch(headers[b"host"].strip(b" \t")) is None:
+    if _HOST.fullmatch(host.strip(b" \t")) is None:
         raise RequestError("The Host header field is malformed.")
 
 
