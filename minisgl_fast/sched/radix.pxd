@@ -55,6 +55,7 @@ cdef class RadixCache:
         self, int32_t page, int32_t parent, uint64_t key, const int32_t *tokens, uint64_t salt
     ) noexcept nogil
     cdef void _remove(self, int32_t page) noexcept nogil
+    cdef void _count_child(self, int32_t parent, int32_t change) noexcept nogil
     cdef void _acquire(self, int32_t page) noexcept nogil
     cdef void _release(self, int32_t page, bint forget) noexcept nogil
     cdef void _unlink(self, int32_t page) noexcept nogil

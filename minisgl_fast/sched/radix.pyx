@@ -58,6 +58,9 @@ cdef enum:
     ROOT = -1    # the parent of first pages
     VACANT = -2  # the parent of a page that is no node
 
+# Counters are written x = x + 1 below: without the GIL, Cython cannot compile += on an attribute
+# under the None checks of the debug build.
+
 
 cdef class RadixCache:
     """Prefix cache over the pages of ``pool``.
@@ -216,20 +219,21 @@ cdef class RadixCache:
     ) noexcept nogil:
         """Make ``page`` a node with one reference."""
         cdef uint32_t slot = <uint32_t>key & self.mask
+        cdef Node *node = &self.nodes[page]
         while self.table[slot] != EMPTY:
             slot = (slot + 1) & self.mask
         self.table[slot] = page
-        self.nodes[page].key = key
-        self.nodes[page].salt = salt if parent == ROOT else 0
-        self.nodes[page].parent = parent
-        self.nodes[page].num_references = 1
-        self.nodes[page].num_children = 0
+        node.key = key
+        node.salt = salt if parent == ROOT else 0
+        node.parent = parent
+        node.num_references = 1
+        node.num_children = 0
         if parent != ROOT:
-            self.nodes[parent].num_children += 1
+            self._count_child(parent, 1)
         memcpy(
             &self.tokens[<size_t>page * self.page_size], tokens, self.page_size * sizeof(int32_t)
         )
-        self.num_nodes += 1
+        self.num_nodes = self.num_nodes + 1
 
     cdef void _remove(self, int32_t page) noexcept nogil:
         """Take a leaf out of the tree."""
@@ -250,37 +254,43 @@ cdef class RadixCache:
                 hole = slot
         self.table[hole] = EMPTY
         if parent != ROOT:
-            self.nodes[parent].num_children -= 1
+            self._count_child(parent, -1)
         self.nodes[page].parent = VACANT
-        self.num_nodes -= 1
+        self.num_nodes = self.num_nodes - 1
+
+    cdef void _count_child(self, int32_t parent, int32_t change) noexcept nogil:
+        cdef Node *node = &self.nodes[parent]
+        node.num_children += change
 
     cdef void _acquire(self, int32_t page) noexcept nogil:
-        if self.nodes[page].num_references == 0:
+        cdef Node *node = &self.nodes[page]
+        if node.num_references == 0:
             self._unlink(page)
-        self.nodes[page].num_references += 1
+        node.num_references += 1
 
     cdef void _release(self, int32_t page, bint forget) noexcept nogil:
+        cdef Node *node = &self.nodes[page]
         cdef int32_t newest
-        self.nodes[page].num_references -= 1
-        if self.nodes[page].num_references:
+        node.num_references -= 1
+        if node.num_references:
             return
-        if forget and self.nodes[page].num_children == 0:
+        if forget and node.num_children == 0:
             self._remove(page)
             self.pool.give_page(page)
             return
         newest = self.nodes[self.sentinel].older
-        self.nodes[page].older = newest
-        self.nodes[page].newer = self.sentinel
+        node.older = newest
+        node.newer = self.sentinel
         self.nodes[newest].newer = page
         self.nodes[self.sentinel].older = page
-        self.num_unreferenced += 1
+        self.num_unreferenced = self.num_unreferenced + 1
 
     cdef void _unlink(self, int32_t page) noexcept nogil:
         cdef int32_t older = self.nodes[page].older
         cdef int32_t newer = self.nodes[page].newer
         self.nodes[older].newer = newer
         self.nodes[newer].older = older
-        self.num_unreferenced -= 1
+        self.num_unreferenced = self.num_unreferenced - 1
 
     # Public API: the same over array('i'), for tests and tools/bench_sched.py
 

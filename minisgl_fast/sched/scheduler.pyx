@@ -58,9 +58,9 @@ cdef class Scheduler:
     ):
         if min(max_seqs, max_model_len, max_step_tokens) < 1:
             raise ValueError("max_seqs, max_model_len and max_step_tokens must be positive")
-        self.cache = RadixCache(PagePool(num_pages), page_size, enabled=radix_cache)
         if <int64_t>num_pages * page_size >= 2**31:
             raise ValueError("the KV cache has more than 2**31 token slots")
+        self.cache = RadixCache(PagePool(num_pages), page_size, enabled=radix_cache)
         self.page_size = page_size
         self.page_shift = self.cache.page_shift
         self.max_seqs = max_seqs
