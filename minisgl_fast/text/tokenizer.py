@@ -24,7 +24,7 @@ from minisgl_fast.errors import ContextLengthError, ModelError, RequestError
 from minisgl_fast.model.gguf_metadata import read_metadata
 from minisgl_fast.text.gguf_tokenizer import build_tokenizer
 from minisgl_fast.text.stream import TextStream, TokenTable
-from minisgl_fast.text.tokenizer_config import TokenizerConfig, load_tokenizer_config
+from minisgl_fast.text.tokenizer_config import TokenizerConfig, from_gguf, load_tokenizer_config
 from minisgl_fast.text.window import WindowDecoder
 
 MAX_INLINE_CHARACTERS = 2000  # about 1 ms
@@ -61,7 +61,8 @@ class Tokenizer:
         """From a folder with tokenizer.json or from a .gguf file. ModelError if there is none."""
         path = Path(path)
         if path.suffix == ".gguf":
-            return cls(build_tokenizer(read_metadata(path)), load_tokenizer_config(path))
+            metadata = read_metadata(path)
+            return cls(build_tokenizer(metadata), from_gguf(metadata))
         file = path / "tokenizer.json"
         if not file.is_file():
             raise ModelError(f"There is no tokenizer.json in {path}.")

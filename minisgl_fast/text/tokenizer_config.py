@@ -22,8 +22,10 @@ _GGUF_KEYS = {
     "sep_token": "tokenizer.ggml.seperator_token_id",  # spelt so by ggml
     "pad_token": "tokenizer.ggml.padding_token_id",
 }
-# Turn ends by other keys: a GGUF file has no generation_config.json that could name them.
+# A GGUF file has no generation_config.json that could name all ends: other keys name some, and
+# Qwen's also end with this one. (SmolLM2 has it too, but as the unknown token.)
 _GGUF_END_KEYS = ("eos", "eot", "eom")
+_END_OF_TEXT = "<|endoftext|>"
 
 
 class TokenizerConfig(NamedTuple):
@@ -55,6 +57,8 @@ def from_gguf(metadata: dict[str, Any]) -> TokenizerConfig:
 
     special = {name: text(key) for name, key in _GGUF_KEYS.items()}
     ends = [text(f"tokenizer.ggml.{kind}_token_id") for kind in _GGUF_END_KEYS]
+    if _END_OF_TEXT in tokens and special["unk_token"] != _END_OF_TEXT:
+        ends.append(_END_OF_TEXT)
     prefix = "tokenizer.chat_template"
     templates = {
         "default" if key == prefix else key[len(prefix) + 1 :]: value

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from minisgl_fast.errors import ModelError, RequestError
 from minisgl_fast.text import template as template_module
@@ -160,6 +161,9 @@ def test_raise_exception_reaches_the_client():
         "{{ messages[0].content['x'] | tojson }}",
         "{{ messages.append(1) }}",
         "{{ messages.__class__.__mro__ }}",
+        "{{ dict.__class__.__mro__ }}",
+        "{% set n = namespace(__class__=1) %}",
+        "{% set n = namespace() %}{% set n._x = 1 %}",
         "{% for i in range(1000000) %}x{% endfor %}",
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{{ 1 // 0 }}",
@@ -200,11 +204,34 @@ def test_loop_controls_generation_tag_and_date():
         inline("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}")
         == "012"
     )
-    assert inline("a{% generation %}b{{ messages[0].content }}{% endgeneration %}c") == "abHic"
+    tag = "a{% set x = 1 %}{% generation %}b{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
+    assert inline(tag) == "ab21"
     assert inline("{{ strftime_now('%Y') }}") in (
         str(datetime.now().year - 1),
         str(datetime.now().year),
     )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set n = namespace(a=1, self=2) %}{% set n.a = 3 %}{{ n.a }}{{ n.self }}",
+        "{{ dict(a=1) }}{{ dict([('b', 2)]).items() | list }}{{ dict.fromkeys('ab', 1) }}",
+        "{% for m in messages %}{% generation %}{% set x = m.content %}{{ x }}{% endgeneration %}\n"
+        "{{- x }}{% endfor %}",
+        "{{ messages | tojson(indent=1, sort_keys=true) }}{{ 'é<' | tojson(ensure_ascii=true) }}",
+        "{{ messages[0] | tojson(separators=(',', ':')) }}{{ messages[0] }}",
+        "  {% for m in messages %}\n  {%- if loop.last %}{% continue %}{% endif %}\n x{# c #}\n"
+        "{% endfor %}",
+        "{{ messages[0].content.strip() }}{{ messages[0]['content'] | trim | upper }}{{ none }}\n",
+        "{{ messages[0].content.split('i')[-1] }}{{ messages[1:] | length }}{{ tools is defined }}",
+        "{%- macro f(x) -%} [{{ x }}] {%- endmacro -%}{{ f(1) }}{{ f(messages[-1].role) }}",
+    ],
+)
+def test_templates_render_as_in_transformers(source):
+    messages = [*USER, {"role": "assistant", "content": " <é>\n"}]
+    (expected,), _ = render_jinja_template([messages], chat_template=source)
+    assert inline(source, messages, add_generation_prompt=False) == expected
 
 
 # Sources

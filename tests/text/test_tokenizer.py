@@ -15,7 +15,7 @@ from minisgl_fast.errors import ContextLengthError, ModelError, RequestError
 from minisgl_fast.model.gguf_metadata import read_metadata
 from minisgl_fast.text.gguf_tokenizer import build_tokenizer
 from minisgl_fast.text.tokenizer import MAX_INLINE_CHARACTERS, MAX_NFC_SHRINK, Tokenizer
-from minisgl_fast.text.tokenizer_config import TokenizerConfig
+from minisgl_fast.text.tokenizer_config import TokenizerConfig, from_gguf
 
 NO_CONFIG = TokenizerConfig({}, (), {})
 TEXTS = {
@@ -235,7 +235,7 @@ def test_bytes_that_smollm2_drops_do_not_count(smollm2):
     assert smollm2.min_num_tokens("a" * 1000) > 0
 
 
-def gguf_metadata(qwen3_folder, pre, **changes):
+def gguf_metadata(qwen3_folder):
     """What llama.cpp's converter writes for the tokenizer of qwen3_folder."""
     parts = json.loads((qwen3_folder / "tokenizer.json").read_bytes())
     tokens = dict(parts["model"]["vocab"])
@@ -248,19 +248,22 @@ def gguf_metadata(qwen3_folder, pre, **changes):
         types[unused] = 5
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": sorted(tokens, key=tokens.__getitem__),
         "tokenizer.ggml.token_type": [types[i] for i in range(len(types))],
         "tokenizer.ggml.merges": [" ".join(merge) for merge in parts["model"]["merges"]],
         "tokenizer.ggml.eos_token_id": 151645,
         "tokenizer.ggml.bos_token_id": 151643,
         "tokenizer.ggml.add_bos_token": False,
-    } | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+    }
 
 
 def test_qwen3_rebuilt_from_gguf_metadata_encodes_as_its_own_file(qwen3, qwen3_folder):
-    rebuilt = Tokenizer(build_tokenizer(gguf_metadata(qwen3_folder, "qwen2")), NO_CONFIG)
+    metadata = gguf_metadata(qwen3_folder)
+    rebuilt = Tokenizer(build_tokenizer(metadata), from_gguf(metadata))
     assert rebuilt.vocab_size == qwen3.vocab_size
+    assert rebuilt.eos_ids == {151643, 151645}  # as generation_config.json has it
+    assert (rebuilt.bos_id, rebuilt.encode_prompt("12")) == (151643, [16, 17])
     rng = random.Random(11)
     texts = [*TEXTS, "  42  ½\r\n\t e\u0301 it's I'LL <think>\n", "<|fim_prefix|>x<tool_call>"]
     for _ in range(200):
