@@ -131,9 +131,6 @@ cdef class Response:
         dirty = self.dirty
         self.dirty = []
         self.out.clear()
-        if self.streaming and not self.is_open:
-            self.is_open = True
-            _append(self.out, self.open_stream())
         for choice in dirty:
             choice.is_dirty = False
             if choice.reason != RUNNING:
@@ -154,6 +151,10 @@ cdef class Response:
                 if text:
                     _append(self.out, self.text_event(text))
         events = PyBytes_FromStringAndSize(self.out.data(), <Py_ssize_t>self.out.size())
+        if self.streaming and not self.is_open:
+            # Only now, when nothing has failed, is the status 200.
+            self.is_open = True
+            events = self.open_stream() + events
         if self.num_open == 0:
             self.ended = True
             self.complete(events)

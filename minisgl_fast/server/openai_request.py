@@ -358,7 +358,8 @@ def _whole_floats_as_ints(fields: Body) -> Body:
 
 
 def _whole(value: Any) -> Any:
-    if type(value) is float and value.is_integer():
+    # Past 2^53 a float no longer says which integer was meant.
+    if type(value) is float and value.is_integer() and abs(value) <= 2**53:
         return int(value)
     if type(value) is list:
         return [_whole(item) for item in value]

@@ -5,6 +5,7 @@ import gzip
 import socket
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,9 +79,9 @@ def template(qwen3_folder):
     return ChatTemplate.load(qwen3_folder)
 
 
-@pytest.fixture
-def serve(tokenizer, template):
-    """Start servers: serve(ready=True, **config fields) -> ApiServer."""
+@contextmanager
+def servers(tokenizer, template):
+    """Gives a function that starts servers: start(ready=True, **config fields) -> ApiServer."""
     started = []
 
     def start(*, ready=True, **settings):
@@ -98,6 +99,18 @@ def serve(tokenizer, template):
     yield start
     for stop in started:
         stop()
+
+
+@pytest.fixture
+def serve(tokenizer, template):
+    with servers(tokenizer, template) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def module_serve(tokenizer, template):
+    with servers(tokenizer, template) as start:
+        yield start
 
 
 @pytest.fixture
