@@ -1,4 +1,4 @@
-"""Tiny random checkpoints, written with transformers, and the logits transformers gives for them."""
+"""Tiny random checkpoints, written with transformers, and the logits transformers gives."""
 
 from __future__ import annotations
 
