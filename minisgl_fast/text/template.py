@@ -27,7 +27,7 @@ from jinja2.utils import Namespace
 from minisgl_fast.errors import ModelError, RequestError
 from minisgl_fast.text.tokenizer_config import load_tokenizer_config
 
-MAX_MESSAGES = 2048  # rendering takes some 15 us a message, on the event loop
+MAX_MESSAGES = 4096  # rendering takes some 15 us a message, on the event loop
 MAX_CHARACTERS = 64 * 2**20  # of the rendered text
 MAX_ERROR_CHARACTERS = 500
 # Variables that are the request's own fields.
