@@ -46,6 +46,7 @@ constexpr int DIM_TILES = HEAD_DIM / 16;
 constexpr bool PREFETCH_QUERY = HEAD_TILES == 1;  // the registers of two tiles leave no room
 constexpr int DIM_QUADS = HEAD_DIM / 4;
 constexpr int ROWS_AT_ONCE = 32 / DIM_QUADS;  // partial rows that a warp reads with 16 bytes a lane
+constexpr int MERGE_LOADS = 8;               // such reads in flight
 
 // 17 KB at HEAD_DIM 128: what is left beside the stages for two blocks an SM.
 struct Shared {
@@ -53,10 +54,9 @@ struct Shared {
         float o[WARPS][HEADS][MERGE_STRIDE];  // the warps' O at the end of a segment
         float merged[WARPS][HEAD_DIM];        // their shares of a merge
     };
-    float max[WARPS][HEADS], sum[WARPS][HEADS];
+    float max[2][WARPS][HEADS], sum[WARPS][HEADS];  // max: alternately, so one barrier less is due
+    float merged_max[WARPS];
     uint64_t full[STAGES], empty[STAGES];
-    int warp_tiles[THREADS / 32];
-    int first_seq, first_before, first_slot;
     int is_last;
 };
 
@@ -113,16 +113,18 @@ __device__ __forceinline__ void consumers_sync() {
     asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
 }
 
-// Sums the tiles of all sequences and finds the sequence where this block's stretch begins.
-// All threads; returns the tiles of one head.
-__device__ int plan(
-    const int* context_lens, const int* seq_slots, int num_seqs, int num_kv_heads, Shared& shared) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int share = ceil_div(num_seqs, THREADS);
-    int begin = threadIdx.x * share, stop = min(begin + share, num_seqs);
-    // Read beside the length, though most threads need none: one latency less on the way to a page.
+// The walk over this block's stretch. Every warp plans for itself: a lane sums the tiles of its share
+// of the sequences, a scan gives the line's length, and one lane finds where the stretch begins.
+__device__ Walk plan(
+    const int* context_lens, const int* seq_slots, int num_seqs, int num_kv_heads,
+    Stretches& stretches) {
+    int lane = threadIdx.x % 32;
+    int share = ceil_div(num_seqs, 32);
+    int begin = lane * share, stop = min(begin + share, num_seqs);
+    // Read beside the length, though most lanes need none: one latency less on the way to a page.
     int slot = begin < num_seqs ? seq_slots[begin] : 0;
     int mine = 0;
+#pragma unroll 8
     for (int i = begin; i < stop; i++) mine += Walk::tiles_of(context_lens[i]);
     int inclusive = mine;
 #pragma unroll
@@ -130,28 +132,30 @@ __device__ int plan(
         int below = __shfl_up_sync(~0u, inclusive, offset);
         if (lane >= offset) inclusive += below;
     }
-    if (lane == 31) shared.warp_tiles[warp] = inclusive;
-    __syncthreads();
-    int total = 0, before = inclusive - mine;
-#pragma unroll
-    for (int i = 0; i < THREADS / 32; i++) {
-        if (i == warp) before += total;
-        total += shared.warp_tiles[i];
-    }
-    int start = Stretches(total * num_kv_heads, gridDim.x).start(blockIdx.x);
-    if (before * num_kv_heads <= start && start < (before + mine) * num_kv_heads) {
-        int seq = begin;
+    stretches = Stretches(__shfl_sync(~0u, inclusive, 31) * num_kv_heads, gridDim.x);
+    Walk walk;
+    walk.context_lens = context_lens;
+    walk.seq_slots = seq_slots;
+    walk.num_kv_heads = num_kv_heads;
+    walk.position = stretches.start(blockIdx.x);
+    walk.end = stretches.start(blockIdx.x + 1);
+    int before = inclusive - mine, seq = begin;
+    bool found = walk.position < inclusive * num_kv_heads;
+    unsigned int lanes = __ballot_sync(~0u, found);
+    int finder = lanes ? __ffs(lanes) - 1 : 0;
+    if (lane == finder && found) {
         for (;; seq++) {
             int tiles = Walk::tiles_of(context_lens[seq]);
-            if (start < (before + tiles) * num_kv_heads) break;
+            if (walk.position < (before + tiles) * num_kv_heads) break;
             before += tiles;
         }
-        shared.first_seq = seq;
-        shared.first_before = before;
-        shared.first_slot = seq == begin ? slot : seq_slots[seq];
+        if (seq != begin) slot = seq_slots[seq];
     }
-    __syncthreads();
-    return total;
+    walk.before = __shfl_sync(~0u, before, finder);
+    seq = __shfl_sync(~0u, seq, finder);
+    slot = __shfl_sync(~0u, slot, finder);
+    walk.enter(seq, slot);
+    return walk;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -422,55 +426,55 @@ struct Partials {
 };
 
 // Joins the four warps' results of heads n * 8 .. n * 8 + 7. Where the pair is whole in this block
-// the result goes out, else to a partial slot.
+// the result goes out, else to a partial slot. `turn` alternates between calls.
 __device__ void finish_heads(
-    Accumulator& acc, int n, int num_heads, Shared& shared, bool whole, bf16* out,
+    Accumulator& acc, int n, int num_heads, int turn, Shared& shared, bool whole, bf16* out,
     const Partials& partials, int slot) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    consumers_sync();  // the last reads of shared.o are over
+    if (g == 0) *(float2*)&shared.max[turn][warp][2 * t] = make_float2(acc.max[n][0], acc.max[n][1]);
+    float sum[2] = {acc.sum[n][0], acc.sum[n][1]};
+#pragma unroll
+    for (int offset = 4; offset < 32; offset <<= 1) {
+        sum[0] += __shfl_xor_sync(~0u, sum[0], offset);
+        sum[1] += __shfl_xor_sync(~0u, sum[1], offset);
+    }
+    consumers_sync();  // and the last reads of shared.o and shared.sum are over
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         int head = 2 * t + j;
-        float sum = 0.0f, max = 0.0f;
+        if (head >= num_heads) continue;
+        float max = -INFINITY_F;
 #pragma unroll
-        for (int i = 0; i < HEAD_TILES; i++)
-            if (i == n) sum = acc.sum[i][j], max = acc.max[i][j];
+        for (int w = 0; w < WARPS; w++) max = fmaxf(max, shared.max[turn][w][head]);
+        float scale = exp2_fast(acc.max[n][j] - max);  // 0 for a warp without tokens
+        if (g == 0) shared.sum[warp][head] = sum[j] * scale;
 #pragma unroll
-        for (int offset = 4; offset < 32; offset <<= 1) sum += __shfl_xor_sync(~0u, sum, offset);
-        if (g == 0) {
-            shared.max[warp][head] = max;
-            shared.sum[warp][head] = sum;
-        }
-        if (head < num_heads) {
-#pragma unroll
-            for (int i = 0; i < HEAD_TILES; i++) {
-                if (i != n) continue;
-#pragma unroll
-                for (int m = 0; m < DIM_TILES; m++) {
-                    shared.o[warp][head][m * 16 + g] = acc.o[i][m][j];
-                    shared.o[warp][head][m * 16 + 8 + g] = acc.o[i][m][2 + j];
-                }
-            }
+        for (int m = 0; m < DIM_TILES; m++) {
+            shared.o[warp][head][m * 16 + g] = acc.o[n][m][j] * scale;
+            shared.o[warp][head][m * 16 + 8 + g] = acc.o[n][m][2 + j] * scale;
         }
     }
     consumers_sync();
     constexpr int HEADS_AT_ONCE = CONSUMERS / HEAD_DIM;
     int dim = threadIdx.x % HEAD_DIM;
+#pragma unroll 2
     for (int head = threadIdx.x / HEAD_DIM; head < num_heads; head += HEADS_AT_ONCE) {
-        float max = -INFINITY_F, sum = 0.0f, o = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) max = fmaxf(max, shared.max[w][head]);
+        float total = 0.0f, o = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            float scale = exp2_fast(shared.max[w][head] - max);  // 0 for a warp without tokens
-            sum += shared.sum[w][head] * scale;
-            o += shared.o[w][head][dim] * scale;
+            total += shared.sum[w][head];
+            o += shared.o[w][head][dim];
         }
         if (whole) {
-            out[(n * HEADS + head) * HEAD_DIM + dim] = float_to_bf16(o / sum);
-        } else {
-            partials.o(slot, n * HEADS + head)[dim] = o;
-            if (dim == 0) *partials.max_sum(slot, n * HEADS + head) = make_float2(max, sum);
+            out[(n * HEADS + head) * HEAD_DIM + dim] = float_to_bf16(__fdividef(o, total));
+            continue;
+        }
+        partials.o(slot, n * HEADS + head)[dim] = o;
+        if (dim == 0) {
+            float max = -INFINITY_F;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) max = fmaxf(max, shared.max[turn][w][head]);
+            *partials.max_sum(slot, n * HEADS + head) = make_float2(max, total);
         }
     }
 }
@@ -486,28 +490,42 @@ __device__ void merge_heads(
     int parts = num_heads == 1 ? WARPS : num_heads == 2 ? WARPS / 2 : 1;
     int part = warp / (WARPS / parts);
     for (int head = warp % (WARPS / parts); head < num_heads; head += WARPS) {
+        auto slot_of = [=](int split) { return split == 0 ? first_slot : 2 * (first + split); };
         float max = -INFINITY_F, total = 0.0f;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int begin = part; begin < num_splits; begin += 32 * parts) {
             int split = begin + lane * parts;
             float2 mine = make_float2(-INFINITY_F, 0.0f);
-            int slot = split == 0 ? first_slot : 2 * (first + split);
-            if (split < num_splits) mine = __ldcg(partials.max_sum(slot, n * HEADS + head));
+            if (split < num_splits)
+                mine = __ldcg(partials.max_sum(slot_of(split), n * HEADS + head));
+            // The rows travel beside the weights: nothing here waits before the first is used.
+            float4 o[MERGE_LOADS];
+            auto load = [&](int i) {
+#pragma unroll
+                for (int k = 0; k < MERGE_LOADS; k++) {
+                    int from = begin + (i + k * ROWS_AT_ONCE + row) * parts;
+                    o[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                    if (from < num_splits)
+                        o[k] = __ldcg(
+                            (const float4*)partials.o(slot_of(from), n * HEADS + head) + quad);
+                }
+            };
+            load(0);
             float updated = fmaxf(max, warp_max(mine.x));
             float alpha = exp2_fast(max - updated), weight = exp2_fast(mine.x - updated);
             max = updated;
             total = total * alpha + warp_sum(mine.y * weight);
             sum.x *= alpha, sum.y *= alpha, sum.z *= alpha, sum.w *= alpha;
             int count = min(32, ceil_div(num_splits - begin, parts));
-#pragma unroll 8
-            for (int i = 0; i < count; i += ROWS_AT_ONCE) {
-                int from = __shfl_sync(~0u, slot, i + row);
-                float scale = __shfl_sync(~0u, weight, i + row);
-                if (i + row < count) {
-                    float4 o = __ldcg((const float4*)partials.o(from, n * HEADS + head) + quad);
-                    sum.x += o.x * scale, sum.y += o.y * scale;
-                    sum.z += o.z * scale, sum.w += o.w * scale;
+            for (int i = 0; i < count;) {
+#pragma unroll
+                for (int k = 0; k < MERGE_LOADS; k++) {
+                    float scale = __shfl_sync(~0u, weight, i + k * ROWS_AT_ONCE + row);
+                    sum.x += o[k].x * scale, sum.y += o[k].y * scale;
+                    sum.z += o[k].z * scale, sum.w += o[k].w * scale;
                 }
+                i += MERGE_LOADS * ROWS_AT_ONCE;
+                if (i < count) load(i);
             }
         }
         if (ROWS_AT_ONCE == 2) {
@@ -517,11 +535,11 @@ __device__ void merge_heads(
         if (parts == 1) {
             if (row == 0)
                 ((uint2*)(out + (n * HEADS + head) * HEAD_DIM))[quad] = make_uint2(
-                    pack_bf16(sum.x / total, sum.y / total),
-                    pack_bf16(sum.z / total, sum.w / total));
+                    pack_bf16(__fdividef(sum.x, total), __fdividef(sum.y, total)),
+                    pack_bf16(__fdividef(sum.z, total), __fdividef(sum.w, total)));
         } else {
             if (row == 0) ((float4*)shared.merged[warp])[quad] = sum;
-            if (lane == 0) shared.max[warp][0] = max, shared.sum[warp][0] = total;
+            if (lane == 0) shared.merged_max[warp] = max, shared.sum[warp][0] = total;
         }
     }
     if (parts == 1) return;
@@ -529,13 +547,13 @@ __device__ void merge_heads(
     for (int i = threadIdx.x; i < num_heads * HEAD_DIM; i += CONSUMERS) {
         int head = i / HEAD_DIM;
         float max = -INFINITY_F, total = 0.0f, o = 0.0f;
-        for (int w = head; w < WARPS; w += num_heads) max = fmaxf(max, shared.max[w][0]);
+        for (int w = head; w < WARPS; w += num_heads) max = fmaxf(max, shared.merged_max[w]);
         for (int w = head; w < WARPS; w += num_heads) {
-            float scale = exp2_fast(shared.max[w][0] - max);
+            float scale = exp2_fast(shared.merged_max[w] - max);
             total += shared.sum[w][0] * scale;
             o += shared.merged[w][i % HEAD_DIM] * scale;
         }
-        out[n * HEADS * HEAD_DIM + i] = float_to_bf16(o / total);
+        out[n * HEADS * HEAD_DIM + i] = float_to_bf16(__fdividef(o, total));
     }
 }
 
@@ -560,18 +578,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         mbarrier_init_fence();
     }
 #endif
-    int total = plan(context_lens, seq_slots, num_seqs, num_kv_heads, shared) * num_kv_heads;
-    Stretches stretches(total, gridDim.x);
-    Walk walk;
-    walk.context_lens = context_lens;
-    walk.seq_slots = seq_slots;
-    walk.num_kv_heads = num_kv_heads;
-    walk.position = stretches.start(blockIdx.x);
-    walk.end = stretches.start(blockIdx.x + 1);
-    if (walk.position < walk.end) {
-        walk.before = shared.first_before;
-        walk.enter(shared.first_seq, shared.first_slot);
-    }
+    Stretches stretches(0, 1);
+    Walk walk = plan(context_lens, seq_slots, num_seqs, num_kv_heads, stretches);
+#if HAS_BULK_COPY
+    __syncthreads();  // the barriers are there
+#endif
     const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
 #if HAS_BULK_COPY
     if (warp == WARPS) {
@@ -600,13 +611,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     for (int i = 0; i < STAGES - 1; i++) loads.issue();
 #endif
     const Partials partials = {partials_base};
-    int stage = 0, parity = 0;
+    int stage = 0, parity = 0, turn = 0;
     uint32_t query[HEAD_TILES][K_STEPS][2];
     bool more = walk.next();
     int64_t q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
     if (more && PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
     while (more) {
         if (!PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
+        // Before the first tile is there: the divisions cost nothing here.
+        int line_start = walk.line_start();
+        int first = stretches.owner(line_start);
+        int num_splits = stretches.owner(line_start + walk.tiles - 1) - first + 1;
+        int first_slot = 2 * first + (stretches.start(first) == line_start ? 0 : 1);
+        int slot = (int)blockIdx.x == first ? first_slot : 2 * blockIdx.x;
+        bf16* to = out + q_row * HEAD_DIM;
+        unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
         Accumulator acc;
         acc.clear();
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
@@ -631,14 +650,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
 
-        int line_start = walk.line_start();
-        int first = stretches.owner(line_start);
-        int num_splits = stretches.owner(line_start + walk.tiles - 1) - first + 1;
-        int first_slot = 2 * first + (stretches.start(first) == line_start ? 0 : 1);
-        int slot = (int)blockIdx.x == first ? first_slot : 2 * blockIdx.x;
-        bf16* to = out + q_row * HEAD_DIM;
-        unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
-
         // The next segment's query travels while this one is finished.
         more = walk.next();
         q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
@@ -646,8 +657,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 
 #pragma unroll
         for (int n = 0; n < HEAD_TILES; n++)
-            finish_heads(acc, n, min(HEADS, group - n * HEADS), shared, num_splits == 1, to,
-                         partials, slot);
+            finish_heads(acc, n, min(HEADS, group - n * HEADS), turn ^ n, shared, num_splits == 1,
+                         to, partials, slot);
+        if (HEAD_TILES == 1) turn ^= 1;
         if (num_splits == 1) continue;
 
         // The barrier puts all threads' partials before thread 0's release.
