@@ -139,7 +139,11 @@ class Exchange:
         self._connection.send(head)
 
     def write(self, chunk: bytes) -> None:
-        """Send joined events as one HTTP chunk."""
+        """Send joined events as one HTTP chunk.
+
+        Writing on while ``paused`` is allowed up to ``max_write_backlog``; over it the client is cut
+        off and ``on_disconnect`` is called from inside this call.
+        """
         if self._state != _STREAMING and not self._may(_STREAMING):
             return
         size = len(chunk)
@@ -151,6 +155,16 @@ class Exchange:
         self._connection.send(chunk)
         if self.paused:
             self._connection.check_backlog()
+
+    def chunk_writer(self) -> Callable[[bytes], None] | None:
+        """The transport's write, for a token loop that frames its HTTP chunks itself.
+
+        None where the answer is not chunked: then ``write`` is the way. Whoever holds it keeps the
+        rules of ``write``: nothing while ``paused``, nothing after ``on_disconnect`` or ``finish``.
+        """
+        if self._state != _STREAMING or not self._chunked or self._bodiless:
+            return None
+        return self._connection.writer()
 
     def finish(self, last: bytes = b"") -> None:
         """Send the last events and the end of the body in one write."""

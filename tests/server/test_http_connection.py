@@ -526,6 +526,8 @@ def test_chunk_sizes(size: int):
     answer = only_answer(transport)
     assert answer.body == b"x" * size
     assert answer.complete
+    body = bytes(transport.written).partition(b"\r\n\r\n")[2]
+    assert body.count(b"0\r\n\r\n") == 1
 
 
 def test_an_http_1_0_stream_ends_with_the_connection():

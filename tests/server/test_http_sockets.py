@@ -7,7 +7,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-import httpx
+import httpx2
 import pytest
 import uvloop
 from http_cases import CASES, HOST, SMALL_LIMITS, Case, handle, read_answers
@@ -117,7 +117,7 @@ def test_the_table():
     run(main)
 
 
-def test_keep_alive_reuses_one_connection_with_httpx():
+def test_keep_alive_reuses_one_connection_with_a_client_library():
     async def main() -> None:
         server = HttpServer(handle)
         ports = set()
@@ -127,7 +127,7 @@ def test_keep_alive_reuses_one_connection_with_httpx():
             handle(request, exchange)
 
         server.handler = note
-        async with Site(server) as site, httpx.AsyncClient(trust_env=False) as client:
+        async with Site(server) as site, httpx2.AsyncClient(trust_env=False) as client:
             base = f"http://127.0.0.1:{site.port}"
             for i in range(20):
                 answer = await client.post(base + "/", content=b"%d" % i)
