@@ -13,13 +13,14 @@ Rules:
   time for the client to read the answer (closing with unread input would reset the connection).
 - No timer per connection or request: a state sets ``deadline`` and the server's sweep looks at it.
 - While the client does not read its answers, no further request is parsed.
-- ``send`` is the only place where answers reach the transport.
+- ``send`` and ``writer`` are the only places where answers reach the transport.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestTimeoutError
@@ -148,6 +149,10 @@ class HttpConnection(asyncio.Protocol):
         """Hand bytes of an answer to the transport: the seam of the hot path."""
         self._transport.write(data)
 
+    def writer(self) -> Callable[[bytes], None]:
+        """What ``send`` calls, for the one caller that cannot afford the call in between."""
+        return self._transport.write
+
     def exchange_done(self, keep_alive: bool) -> None:
         """The answer is complete: go on with the next request, or close."""
         self._end_exchange()
@@ -220,6 +225,9 @@ class HttpConnection(asyncio.Protocol):
                     break
         except MinisglError as error:
             self._refuse(error)
+        except Exception:  # such as a bug in ``admit``: the client must not wait for ever
+            log.exception("a request could not be read")
+            self._refuse(MinisglError("Internal server error."))
         finally:
             self._running = False
         self._control_reading()

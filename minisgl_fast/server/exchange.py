@@ -141,8 +141,8 @@ class Exchange:
     def write(self, chunk: bytes) -> None:
         """Send joined events as one HTTP chunk.
 
-        Writing on while ``paused`` is allowed up to ``max_write_backlog``; over it the client is cut
-        off and ``on_disconnect`` is called from inside this call.
+        Writing on while ``paused`` is allowed up to ``max_write_backlog``; over it the client is
+        cut off, and ``on_disconnect`` is called from inside this call.
         """
         if self._state != _STREAMING and not self._may(_STREAMING):
             return

@@ -658,6 +658,18 @@ def test_an_error_of_ours_keeps_its_status_and_field():
     assert body == {"error": error, "object": "error", **error, "request_id": body["request_id"]}
 
 
+def test_an_exception_in_admit_becomes_a_plain_500(caplog):
+    def admit(request: HttpRequest) -> None:
+        raise ValueError("secret")
+
+    connection, transport = connect(make_server(admit=admit))
+    connection.data_received(GET)
+    assert only_answer(transport).status == 500
+    assert b"secret" not in transport.written
+    assert transport.ended
+    assert len(caplog.records) == 1
+
+
 def test_a_failure_inside_a_stream_cuts_the_connection():
     def handler(request: HttpRequest, exchange: Exchange) -> None:
         exchange.start_stream()
