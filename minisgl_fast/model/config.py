@@ -22,6 +22,7 @@ from typing import Any, Literal
 from minisgl_fast.errors import ModelError
 
 MAX_CONFIG_BYTES = 16 << 20
+MAX_LAYERS = 1024
 DTYPES = ("bfloat16", "float16", "float32")
 
 # What transformers' configuration class of each architecture takes for a key that is absent.
@@ -158,6 +159,8 @@ def _parse_config(fields: _Fields, eos_token_ids: tuple[int, ...]) -> ModelConfi
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
     num_layers = fields.integer("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise fields.error("num_hidden_layers", f"must be at most {MAX_LAYERS}, got {num_layers}")
     max_position = fields.integer("max_position_embeddings")
     rope = _rope(fields, max_position)
     if rope.type == "yarn":  # the file keeps the unscaled length; the scaled one is what yarn buys
@@ -233,6 +236,8 @@ def _rope(fields: _Fields, max_position: int) -> RopeConfig:
     rope = _Fields(fields.file, merged)
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
     theta = rope.number("rope_theta", 10000.0)
+    if theta <= 1.0:
+        raise fields.error("rope_theta", f"must be greater than 1, got {theta:g}")
     if rope_type == "default":
         return RopeConfig(theta=theta)
     if rope_type not in ("llama3", "yarn"):

@@ -74,7 +74,10 @@ def load_weights(
 ) -> ModelWeights:
     """Load a folder of safetensors or a ``.gguf`` file as ``dtype`` on ``device``."""
     path = Path(path)
-    weights, slots = _allocate(config, dtype, device)
+    try:
+        weights, slots = _allocate(config, dtype, device)
+    except (RuntimeError, MemoryError):
+        raise ModelError(f"{path}: no memory for weights of this configuration.") from None
     total = len(slots)
     if path.suffix == ".gguf":
         from minisgl_fast.model.gguf import load_tensors
