@@ -4,7 +4,6 @@
 Both names are imported on first use, so that a process that only serves HTTP never loads torch.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from minisgl_fast.params import SamplingParams
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
-__version__ = version("minisgl_fast")
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

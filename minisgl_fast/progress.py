@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ class ConsoleProgress:
 
     def __init__(self) -> None:
         self._stage = ""
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._last_line_s = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -40,8 +41,9 @@ class ConsoleProgress:
             self.close()
             self._stage = stage
             self._bar = tqdm(total=total, desc=stage, unit_scale=True, file=sys.stderr)
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        bar = self._bar
+        bar.total = total
+        bar.update(done - bar.n)
         if done >= total:
             self.close()
 

@@ -70,6 +70,10 @@ def make_step(
         num_samples=num_samples,
         max_q_len=max(q_lens, default=0),
         max_context=max(context_lens, default=0),
+        header=int32(
+            [0, len(input_ids), num_decode, len(seq_slots), num_samples, len(updates)]
+            + [bias_start[-1], 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        ),
         input_ids=int32(list(input_ids)),
         positions=int32(list(positions)),
         kv_slots=int32(list(kv_slots)),

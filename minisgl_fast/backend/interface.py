@@ -9,12 +9,28 @@ Rows that pad a CUDA graph (context_len 0, kv_slot -1) write nothing and yield f
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a backend must know of the model and of the engine's sizes."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    qk_norm: bool
+    page_size: int
+    max_seqs: int
 
 
 class KVCache(Protocol):
@@ -28,6 +44,12 @@ class Backend(Protocol):
 
     def pick_dtype(self, requested: str, checkpoint: str) -> torch.dtype:
         """Activation and weight type for ``--dtype`` (auto or a name) and a checkpoint's dtype."""
+
+    def prepare(self, shape: ModelShape, progress: Progress) -> None:
+        """Compile, load and allocate what such a model needs; before everything else.
+
+        ConfigError where the backend has no kernel for the shape.
+        """
 
     def allocate_kv(
         self,

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl_fast.backend import sampling
+from minisgl_fast.backend.interface import ModelShape
 from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.progress import Progress
 
 # Keys gathered at once: bounds the copy (128 MiB for Qwen3-0.6B in float32) whatever the batch.
 MAX_GATHERED_KEYS = 16384
@@ -51,6 +53,9 @@ class ReferenceBackend:
             return pick_cpu_dtype()
         dtype: torch.dtype = getattr(torch, requested)
         return dtype
+
+    def prepare(self, shape: ModelShape, progress: Progress) -> None:
+        """Nothing: torch is ready for any shape."""
 
     def allocate_kv(
         self,

@@ -33,6 +33,8 @@ class StepTensors:
     max_q_len: int  # longest row of new tokens; 0 inside CUDA graphs
     max_context: int  # longest context_len; 0 inside CUDA graphs
 
+    header: Tensor  # [16] the counts above as the device sees them, see ``StepPlan``
+
     input_ids: Tensor  # [num_tokens] -1: the slot's last_token (decode rows only)
     positions: Tensor  # [num_tokens]
     kv_slots: Tensor  # [num_tokens] page * page_size + offset; -1: do not write

@@ -46,7 +46,7 @@ class Engine:
         Raises ConfigError for what the user must change.
         """
         self._runner = ModelRunner(config, model_path, vocab_limit, progress)
-        self._executor = make_executor(self._runner)
+        self._executor = make_executor(self._runner, config.cuda_graph_max_bs, progress)
         self._max_in_flight = 2 if config.overlap else 1
         self._in_flight: deque[StepBuffers] = deque()
         self._eos_ids = sorted({*eos_ids, *self._runner.model_config.eos_token_ids})

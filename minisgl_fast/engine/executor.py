@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import ctypes
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from minisgl_fast.backend.step import StepTensors
 from minisgl_fast.engine.runner import ModelRunner
+from minisgl_fast.progress import Progress
 from minisgl_fast.sched.plan import PlanCapacity, StepPlan
 
 FLOAT_SECTIONS = frozenset(
@@ -69,7 +70,8 @@ class CpuExecutor:
         return [StepBuffers(capacity, pinned=False) for _ in range(count)]
 
     def launch(self, buffers: StepBuffers) -> None:
-        step = step_tensors(buffers.plan, plan_views(buffers.words, buffers.plan.capacity))
+        views = plan_views(buffers.words, buffers.plan.capacity)
+        step = step_tensors(views, Counts.of(buffers.plan))
         self._running[id(buffers)] = self._thread.submit(self._run, step, buffers)
 
     def collect(self, buffers: StepBuffers) -> memoryview:
@@ -96,22 +98,44 @@ def plan_views(words: Tensor, capacity: PlanCapacity) -> dict[str, Tensor]:
     return views
 
 
-def step_tensors(plan: StepPlan, views: dict[str, Tensor]) -> StepTensors:
+class Counts(NamedTuple):
+    """How much of each section a step uses, as the host knows it."""
+
+    num_tokens: int
+    num_decode: int
+    num_seqs: int
+    num_samples: int
+    num_updates: int
+    num_bias: int
+    max_q_len: int
+    max_context: int
+
+    @classmethod
+    def of(cls, plan: StepPlan) -> Counts:
+        return cls(*(getattr(plan, name) for name in cls._fields))
+
+
+def step_tensors(views: dict[str, Tensor], counts: Counts) -> StepTensors:
     """The used part of every section of a plan."""
-    tokens, seqs, samples = slice(plan.num_tokens), slice(plan.num_seqs), slice(plan.num_samples)
-    bias, updates = slice(plan.num_bias), slice(plan.num_updates)
+    tokens, seqs, samples = (
+        slice(counts.num_tokens),
+        slice(counts.num_seqs),
+        slice(counts.num_samples),
+    )
+    bias, updates = slice(counts.num_bias), slice(counts.num_updates)
     return StepTensors(
-        num_tokens=plan.num_tokens,
-        num_decode=plan.num_decode,
-        num_seqs=plan.num_seqs,
-        num_samples=plan.num_samples,
-        max_q_len=plan.max_q_len,
-        max_context=plan.max_context,
+        num_tokens=counts.num_tokens,
+        num_decode=counts.num_decode,
+        num_seqs=counts.num_seqs,
+        num_samples=counts.num_samples,
+        max_q_len=counts.max_q_len,
+        max_context=counts.max_context,
+        header=views["header"],
         input_ids=views["input_id"][tokens],
         positions=views["position"][tokens],
         kv_slots=views["kv_slot"][tokens],
         seq_slots=views["seq_slot"][seqs],
-        q_start=views["q_start"][: plan.num_seqs + 1],
+        q_start=views["q_start"][: counts.num_seqs + 1],
         context_lens=views["context_len"][seqs],
         sample_rows=views["sample_row"][samples],
         sample_slots=views["sample_slot"][samples],
@@ -126,7 +150,7 @@ def step_tensors(plan: StepPlan, views: dict[str, Tensor]) -> StepTensors:
         frequency=views["frequency"][samples],
         repetition=views["repetition"][samples],
         sample_flags=views["sample_flags"][samples],
-        bias_start=views["bias_start"][: plan.num_samples + 1],
+        bias_start=views["bias_start"][: counts.num_samples + 1],
         bias_ids=views["bias_id"][bias],
         bias_values=views["bias_value"][bias],
         update_slots=views["update_slot"][updates],
@@ -135,6 +159,10 @@ def step_tensors(plan: StepPlan, views: dict[str, Tensor]) -> StepTensors:
     )
 
 
-def make_executor(runner: ModelRunner) -> Executor:
+def make_executor(runner: ModelRunner, max_graph_size: int, progress: Progress) -> Executor:
     """The executor of the runner's device."""
+    if runner.device.type == "cuda":
+        from minisgl_fast.engine.cuda_executor import CudaExecutor
+
+        return CudaExecutor(runner, max_graph_size, progress)
     return CpuExecutor(runner)

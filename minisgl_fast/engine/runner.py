@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from minisgl_fast.backend import make_backend, pick_device
+from minisgl_fast.backend.interface import ModelShape
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.config import Config
-from minisgl_fast.engine.memory import EngineSizes, kv_pool_bytes, plan_sizes
+from minisgl_fast.engine.memory import plan_sizes
+from minisgl_fast.errors import ConfigError
 from minisgl_fast.model.config import ModelConfig
 from minisgl_fast.model.qwen3 import Qwen3
 from minisgl_fast.model.weights import dummy_weights, load_weights
@@ -46,27 +48,43 @@ class ModelRunner:
             weights = load_weights(model_path, self.model_config, self.dtype, self.device, progress)
         self._model = Qwen3(self.model_config, weights, self.backend)
         self._vocab_limit = min(vocab_limit, self.model_config.vocab_size)
-        self.sizes: EngineSizes = plan_sizes(
-            config,
-            self.model_config,
-            self.dtype,
-            self.device,
-            kv_pool_bytes(config, self.model_config, self.device),
-        )
-        self._kv = self.backend.allocate_kv(
-            self.model_config.num_layers,
-            self.sizes.num_pages,
-            self.model_config.num_kv_heads,
-            self.sizes.page_size,
-            self.model_config.head_dim,
-            self.dtype,
-        )
-        self.state = DeviceState(
-            max_seqs=self.sizes.max_seqs,
-            max_pages_per_seq=self.sizes.max_pages_per_seq,
-            vocab_size=self.model_config.vocab_size,
-            device=self.device,
-        )
+        self.sizes = plan_sizes(config, self.model_config, self.dtype, self.device)
+        self._allocate(progress)
+
+    def _allocate(self, progress: Progress) -> None:
+        """The KV cache, the per-slot state and the backend's own memory."""
+        model, sizes = self.model_config, self.sizes
+        try:
+            self._kv = self.backend.allocate_kv(
+                model.num_layers,
+                sizes.num_pages,
+                model.num_kv_heads,
+                sizes.page_size,
+                model.head_dim,
+                self.dtype,
+            )
+            self.state = DeviceState(
+                max_seqs=sizes.max_seqs,
+                max_pages_per_seq=sizes.max_pages_per_seq,
+                vocab_size=model.vocab_size,
+                device=self.device,
+            )
+            shape = ModelShape(
+                num_heads=model.num_heads,
+                num_kv_heads=model.num_kv_heads,
+                head_dim=model.head_dim,
+                hidden_size=model.hidden_size,
+                vocab_size=model.vocab_size,
+                qk_norm=model.qk_norm,
+                page_size=sizes.page_size,
+                max_seqs=sizes.max_seqs,
+            )
+            self.backend.prepare(shape, progress)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"Out of GPU memory for {sizes.num_pages} KV pages of {sizes.page_size} tokens. "
+                "Lower --memory-ratio, --num-pages or --max-running-requests."
+            ) from error
 
     def run(self, step: StepTensors, histories: Sequence[History]) -> Tensor:
         """Compute one step; the sampled tokens [num_samples] int32 on the device."""

@@ -1,0 +1,238 @@
+"""The backend of NVIDIA GPUs: every operation but the matrix products as a kernel of ``kernels/``.
+
+Rules: bfloat16 only; every launch goes to torch's current stream with addresses that a CUDA graph
+may keep; outputs come from torch's allocator; nothing here waits for the device. All kernels take
+part in programmatic dependent launch: each begins while the one before it still drains.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisgl_fast.backend.cuda_attention import DecodeAttention
+from minisgl_fast.backend.cuda_kv import KvStore
+from minisgl_fast.backend.cuda_prefill import PrefillAttention
+from minisgl_fast.backend.cuda_sampler import Sampler
+from minisgl_fast.backend.interface import ModelShape
+from minisgl_fast.backend.kernel import get_kernel, warm
+from minisgl_fast.backend.kernels_table import SPECS
+from minisgl_fast.backend.kv_layout import layer_shape
+from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.errors import ConfigError
+from minisgl_fast.progress import Progress
+
+# One thread takes 8 values of a row.
+MAX_HIDDEN = 8192
+SILU_BLOCK = 128
+
+
+class CudaKVCache:
+    """Keys and values of all layers in swizzled pages (kv_layout.py), in one allocation."""
+
+    def __init__(self, pages: Tensor) -> None:
+        self._layers: tuple[Tensor, ...] = pages.unbind()
+
+    def layer(self, index: int) -> Tensor:
+        return self._layers[index]
+
+
+class CudaBackend:
+    """``backend.interface.Backend`` for one GPU. ``prepare`` comes before everything else."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        torch.cuda.set_device(device)
+
+    def pick_dtype(self, requested: str, checkpoint: str) -> torch.dtype:
+        if requested not in ("auto", "bfloat16"):
+            raise ConfigError(
+                f"--dtype {requested}: the GPU kernels compute in bfloat16. "
+                "Leave --dtype out, or take --device cpu."
+            )
+        return torch.bfloat16
+
+    def prepare(self, shape: ModelShape, progress: Progress) -> None:
+        if shape.hidden_size > MAX_HIDDEN or shape.hidden_size % 8:
+            raise ConfigError(
+                f"hidden_size {shape.hidden_size}: the GPU kernels need a multiple of 8 "
+                f"up to {MAX_HIDDEN}."
+            )
+        warm(SPECS, progress)
+        heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+        self._decode = DecodeAttention(*heads, shape.page_size, shape.max_seqs + 1)
+        self._prefill = PrefillAttention(*heads)
+        self._kv_store = KvStore(*heads, shape.page_size, qk_norm=shape.qk_norm)
+        self._sampler = Sampler(shape.max_seqs, shape.vocab_size, self.device)
+        self._apply_updates = get_kernel("step", "apply_updates")
+        self._embed = get_kernel("step", "embed")
+        self._rms_norm = get_kernel("rms_norm", "rms_norm")
+        self._add_rms_norm = get_kernel("rms_norm", "add_rms_norm")
+        self._silu_mul = get_kernel("silu_mul", "silu_mul")
+
+    def allocate_kv(
+        self,
+        num_layers: int,
+        num_pages: int,
+        num_kv_heads: int,
+        page_size: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> CudaKVCache:
+        shape = (num_layers, *layer_shape(num_pages, num_kv_heads, page_size, head_dim))
+        return CudaKVCache(torch.zeros(shape, dtype=dtype, device=self.device))
+
+    def apply_updates(self, step: StepTensors, state: DeviceState) -> None:
+        self._apply_updates.launch(
+            (1,),
+            256,
+            (
+                state.page_table.data_ptr(),
+                state.page_table.stride(0),
+                step.header.data_ptr(),
+                step.update_slots.data_ptr(),
+                step.update_columns.data_ptr(),
+                step.update_pages.data_ptr(),
+            ),
+            pdl=True,
+        )
+
+    def embed(self, step: StepTensors, state: DeviceState, weight: Tensor) -> Tensor:
+        hidden = weight.shape[1]
+        out = torch.empty(step.num_tokens, hidden, dtype=weight.dtype, device=self.device)
+        self._embed.launch(
+            (step.num_tokens,),
+            _row_block(hidden),
+            (
+                out.data_ptr(),
+                weight.data_ptr(),
+                step.input_ids.data_ptr(),
+                step.seq_slots.data_ptr(),
+                state.last_token.data_ptr(),
+                hidden,
+            ),
+            pdl=True,
+        )
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        hidden = x.shape[1]
+        self._rms_norm.launch(
+            (len(x),),
+            _row_block(hidden),
+            (out.data_ptr(), x.data_ptr(), weight.data_ptr(), hidden, eps),
+            pdl=True,
+        )
+        return out
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(x)
+        hidden = x.shape[1]
+        self._add_rms_norm.launch(
+            (len(x),),
+            _row_block(hidden),
+            (
+                out.data_ptr(),
+                x.data_ptr(),
+                residual.data_ptr(),
+                weight.data_ptr(),
+                hidden,
+                eps,
+            ),
+            pdl=True,
+        )
+        return out, residual
+
+    def prepare_qkv(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        rope_table: Tensor,
+        step: StepTensors,
+        kv_layer: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> Tensor:
+        q = torch.empty(len(qkv), num_heads, head_dim, dtype=qkv.dtype, device=self.device)
+        self._kv_store(
+            qkv,
+            q_norm,
+            k_norm,
+            eps,
+            rope_table,
+            step.positions,
+            step.kv_slots,
+            q,
+            kv_layer,
+            len(qkv),
+            pdl=True,
+        )
+        return q
+
+    def attention(
+        self, q: Tensor, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
+    ) -> Tensor:
+        num_tokens, num_heads, head_dim = q.shape
+        out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=self.device)
+        self._decode(
+            q,
+            kv_layer,
+            out,
+            step.context_lens,
+            step.seq_slots,
+            state.page_table,
+            step.num_decode,
+            scale,
+            pdl=True,
+        )
+        self._prefill.launch(
+            q,
+            kv_layer,
+            out,
+            step.q_start,
+            step.context_lens,
+            step.seq_slots,
+            state.page_table,
+            first_seq=step.num_decode,
+            num_seqs=step.num_seqs - step.num_decode,
+            num_tokens=num_tokens - step.num_decode,
+            scale=scale,
+        )
+        return out
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = torch.empty(num_rows, width, dtype=gate_up.dtype, device=self.device)
+        self._silu_mul.launch(
+            (num_rows, -(-width // (8 * SILU_BLOCK))),
+            SILU_BLOCK,
+            (out.data_ptr(), gate_up.data_ptr(), width),
+            pdl=True,
+        )
+        return out
+
+    def sample(
+        self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int
+    ) -> Tensor:
+        if logits.shape[1] % 8:
+            logits = F.pad(logits, (0, -logits.shape[1] % 8))
+        return self._sampler(logits, step, state, vocab_limit)
+
+    def reset_counts(
+        self, state: DeviceState, slot: int, tokens: array[int], num_prompt: int
+    ) -> None:
+        self._sampler.reset_counts(state, slot, tokens, num_prompt)
+
+
+def _row_block(hidden: int) -> int:
+    """Threads of a block that takes one row, 8 values a thread, in whole warps."""
+    return -(-hidden // 256) * 32
