@@ -45,6 +45,7 @@ cdef class Response:
     cdef readonly bint is_open        # the head of the stream was sent
     cdef public bint ended            # nothing more is written
     cdef object exchange
+    cdef object write_chunk           # exchange.chunk_writer()
     cdef object text_event
     cdef bint is_dirty
     cdef list dirty
@@ -52,6 +53,8 @@ cdef class Response:
 
     cpdef write_ready(self)
     cdef int flush(self) except -1
+    cdef int _open(self) except -1
+    cdef int _write_choice(self, Choice choice) except -1
 
 
 cdef class Dispatcher:

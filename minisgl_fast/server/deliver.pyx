@@ -20,6 +20,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cython.operator cimport dereference
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
 from libcpp.string cimport string
 
 from minisgl_fast.text.stream cimport TextStream
@@ -123,43 +125,55 @@ cdef class Response:
 
     cdef int flush(self) except -1:
         cdef Choice choice
-        cdef size_t start
-        cdef size_t after_prefix
-        cdef bytes events
         if self.ended or (self.streaming and self.exchange.paused):
             return 0
-        dirty = self.dirty
-        self.dirty = []
         self.out.clear()
-        for choice in dirty:
+        for choice in self.dirty:
             choice.is_dirty = False
-            if choice.reason != RUNNING:
-                self.num_open -= 1
-                text = choice.text.take_json() if self.text_event is None else choice.text.take()
-                _append(self.out, self.close_choice(choice, text))
-            elif self.text_event is None:
-                start = self.out.size()
-                self.out.append(choice.prefix)
-                after_prefix = self.out.size()
-                choice.text.drain(self.out, True)
-                if self.out.size() == after_prefix:
-                    self.out.resize(start)
-                else:
-                    self.out.append(choice.suffix)
-            else:
-                text = choice.text.take()
-                if text:
-                    _append(self.out, self.text_event(text))
-        events = PyBytes_FromStringAndSize(self.out.data(), <Py_ssize_t>self.out.size())
+            self._write_choice(choice)
+        self.dirty.clear()
         if self.streaming and not self.is_open:
             # Only now, when nothing has failed, is the status 200.
-            self.is_open = True
-            events = self.open_stream() + events
+            self._open()
         if self.num_open == 0:
             self.ended = True
-            self.complete(events)
-        elif PyBytes_GET_SIZE(events):
-            self.exchange.write(events)
+            self.complete(_bytes(self.out))
+        elif self.streaming and self.out.size():
+            if self.write_chunk is not None:
+                self.write_chunk(_chunk(self.out))
+            else:
+                self.exchange.write(_bytes(self.out))
+        return 0
+
+    cdef int _open(self) except -1:
+        """Send the head; its first events go before those that wait in ``out``."""
+        cdef bytes first = self.open_stream()
+        self.is_open = True
+        self.write_chunk = self.exchange.chunk_writer()
+        self.out.insert(0, PyBytes_AS_STRING(first), <size_t>PyBytes_GET_SIZE(first))
+        return 0
+
+    cdef int _write_choice(self, Choice choice) except -1:
+        """Append the events of a marked choice to ``out``."""
+        cdef size_t start
+        cdef size_t after_prefix
+        if choice.reason != RUNNING:
+            self.num_open -= 1
+            text = choice.text.take_json() if self.text_event is None else choice.text.take()
+            _append(self.out, self.close_choice(choice, text))
+        elif self.text_event is None:
+            start = self.out.size()
+            self.out.append(choice.prefix)
+            after_prefix = self.out.size()
+            choice.text.drain(self.out, True)
+            if self.out.size() == after_prefix:
+                self.out.resize(start)
+            else:
+                self.out.append(choice.suffix)
+        else:
+            text = choice.text.take()
+            if text:
+                _append(self.out, self.text_event(text))
         return 0
 
 
@@ -279,6 +293,22 @@ cdef class Dispatcher:
         if not response.is_dirty:
             response.is_dirty = True
             self.dirty.append(response)
+
+
+cdef bytes _chunk(const string &events):
+    """The events as one HTTP chunk (RFC 9112 section 7.1)."""
+    cdef char[24] head
+    cdef int head_size = snprintf(head, sizeof(head), b"%zx\r\n", events.size())
+    cdef bytes chunk = PyBytes_FromStringAndSize(NULL, head_size + events.size() + 2)
+    cdef char *out = PyBytes_AS_STRING(chunk)
+    memcpy(out, head, head_size)
+    memcpy(out + head_size, events.data(), events.size())
+    memcpy(out + head_size + events.size(), b"\r\n", 2)
+    return chunk
+
+
+cdef inline bytes _bytes(const string &data):
+    return PyBytes_FromStringAndSize(data.data(), <Py_ssize_t>data.size())
 
 
 cdef inline int _append(string &out, bytes data) except -1:

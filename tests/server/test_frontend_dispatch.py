@@ -28,6 +28,9 @@ class RecordingExchange:
     def write(self, data):
         self.written.append(data)
 
+    def chunk_writer(self):
+        return None
+
     def take(self):
         written, self.written = self.written, []
         return written
