@@ -40,8 +40,11 @@
 #ifndef PING_PONG
 #define PING_PONG 1
 #endif
+#ifndef TRAP
+#define TRAP 0
+#endif
 #ifndef LAZY  // the running maximum moves only when it grows by more than 2^LAZY
-#define LAZY 0
+#define LAZY 8
 #endif
 
 namespace {
@@ -73,21 +76,24 @@ constexpr int AT_TILE = EMPTY_TILE + 8;
 constexpr int SHARED_BYTES = AT_TILE + 32;  // the launcher asks for 1 KB more than the tiles take
 static_assert(AT_TILE % 16 == 0 && SHARED_BYTES <= AT_BARRIERS + 1024, "layout");
 
-constexpr int PRODUCER_REGISTERS = WARPGROUPS == 2 ? 56 : 32;
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 224 : 160;
+constexpr int PRODUCER_REGISTERS = 56;
+constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 224 : 152;
 
 // Named barriers; 0 is __syncthreads.
 constexpr int TURN = 1;                   // + warpgroup
 constexpr int GROUP = TURN + WARPGROUPS;  // + warpgroup
 
-// Reads the mailbox; `count` is how many tiles this warp has read before.
+// Reads the mailbox; `count` is how many tiles this warp has read before. The shuffles tell the
+// compiler that all lanes hold the same, so that loops and addresses use uniform registers.
 __device__ __forceinline__ PrefillTile read_tile(uint32_t base, const int* mailbox, int count) {
     mbarrier_wait(base + FULL_TILE, count & 1);
     const int4 first = *reinterpret_cast<const int4*>(mailbox);
     const int2 second = *reinterpret_cast<const int2*>(mailbox + 4);
     __syncwarp();
     if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + EMPTY_TILE);
-    return {first.x, first.y, first.z, first.w, second.x, second.y};
+    return {__shfl_sync(~0u, first.x, 0), __shfl_sync(~0u, first.y, 0),
+        __shfl_sync(~0u, first.z, 0), __shfl_sync(~0u, first.w, 0), __shfl_sync(~0u, second.x, 0),
+        __shfl_sync(~0u, second.y, 0)};
 }
 
 __device__ __forceinline__ int count_key_tiles(
@@ -97,13 +103,26 @@ __device__ __forceinline__ int count_key_tiles(
     return (visible + KEYS - 1) / KEYS;
 }
 
-// Token and query head of a packed row, as an offset in elements into q and out.
-__device__ __forceinline__ int64_t row_offset(
-    const PrefillTile& tile, int row, int group, uint32_t inverse, int num_kv_heads) {
-    const int token = divide_by_group(row, group, inverse);
-    return ((int64_t)(tile.q_begin + token) * num_kv_heads + tile.kv_head) * group * HEAD_DIM +
-           (row - token * group) * HEAD_DIM;
-}
+// Where the rows of a tile lie in q and out, in elements: `first` plus a row's own offset.
+struct RowOffsets {
+    int64_t first;
+    int token, stride, group;
+    uint32_t inverse;
+
+    __device__ __forceinline__ RowOffsets(
+        const PrefillTile& tile, int num_kv_heads, int group, uint32_t inverse)
+        : token(divide_by_group(tile.row, group, inverse)),
+          stride(num_kv_heads * group * HEAD_DIM),
+          group(group),
+          inverse(inverse) {
+        first = (int64_t)(tile.q_begin + token) * stride + tile.kv_head * group * HEAD_DIM;
+    }
+
+    __device__ __forceinline__ int of(int row) const {
+        const int t = divide_by_group(row, group, inverse);
+        return (t - token) * stride + (row - t * group) * HEAD_DIM;
+    }
+};
 
 // ---- the warps that feed ----
 
@@ -216,16 +235,19 @@ __device__ __forceinline__ void load_q(
         const PrefillTile tile = read_tile(base, mailbox, count);
         if (tile.sequence < 0) break;
         const int buffer = count & 1;
-        const int last_row = tile.q_len * group - 1;
+        const RowOffsets offsets(tile, num_kv_heads, group, inverse);
+        const bf16* from = q + offsets.first + chunk * 8;
         mbarrier_wait(base + EMPTY_Q + 8 * buffer, ((count >> 1) & 1) ^ 1);
+        for (int block = 32 * warp; block < ROWS; block += 32 * Q_WARPS) {
+            const int offset = offsets.of(min(tile.row + block + lane, tile.q_len * group - 1));
+            const uint32_t to = base + AT_Q + buffer * Q_BYTES + block / 64 * Q_GROUP_BYTES +
+                                (chunk >> 3) * 8192 + (block & 32) * 128;
 #pragma unroll 4
-        for (int row = warp * STEP + lane / CHUNKS; row < ROWS; row += Q_WARPS * STEP) {
-            const bf16* from =
-                q + row_offset(tile, min(tile.row + row, last_row), group, inverse, num_kv_heads);
-            const int in_group = row % 64;
-            cp_async_16(base + AT_Q + buffer * Q_BYTES + row / 64 * Q_GROUP_BYTES +
-                            (chunk >> 3) * 8192 + in_group * 128 + (((chunk ^ in_group) & 7) << 4),
-                from + chunk * 8);
+            for (int i = 0; i < 32; i += STEP) {
+                const int row = i + lane / CHUNKS;
+                cp_async_16(to + row * 128 + (((chunk ^ row) & 7) << 4),
+                    from + __shfl_sync(~0u, offset, row));
+            }
         }
         cp_async_commit();
         cp_async_wait<0>();
@@ -238,7 +260,7 @@ __device__ __forceinline__ void load_q(
 // ---- the warpgroups that compute ----
 
 __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_t k) {
-    const uint64_t a = matrix_descriptor(q, 16), b = matrix_descriptor(k, 16);
+    const uint32_t a = matrix_descriptor(q, 16), b = matrix_descriptor(k, 16);
     wgmma_m64n128_ss<false>(s, a, b);
 #pragma unroll
     for (int i = 1; i < HEAD_DIM / 16; i++) {
@@ -250,7 +272,7 @@ __device__ __forceinline__ void issue_scores(float (&s)[64], uint32_t q, uint32_
 
 __device__ __forceinline__ void issue_output(
     float (&o)[HEAD_DIM / 2], const uint32_t (&p)[32], uint32_t v) {
-    const uint64_t b = matrix_descriptor(v, HALF_BYTES);
+    const uint32_t b = matrix_descriptor(v, HALF_BYTES);
 #pragma unroll
     for (int i = 0; i < KEYS / 16; i++) {
 #if HEAD_DIM == 128
@@ -273,31 +295,38 @@ __device__ __forceinline__ void softmax(float (&s)[64], float (&row_max)[2], flo
             if (key > limit[i / 2 & 1]) s[i] = -INFINITY_F;
         }
     }
+    // Two chains a row, the rows side by side: nothing here has anything else to wait for.
+    float highest[4];
+#pragma unroll
+    for (int c = 0; c < 4; c++) highest[c] = fmaxf(s[c], s[c + 4]);
+#pragma unroll
+    for (int i = 8; i < 64; i++) highest[i & 3] = fmaxf(highest[i & 3], s[i]);
+    float top[2] = {fmaxf(highest[0], highest[1]), fmaxf(highest[2], highest[3])};
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+        const float other[2] = {
+            __shfl_xor_sync(~0u, top[0], step), __shfl_xor_sync(~0u, top[1], step)};
+        top[0] = fmaxf(top[0], other[0]);
+        top[1] = fmaxf(top[1], other[1]);
+    }
+    float shift[2], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float highest = fmaxf(s[2 * r], s[2 * r + 1]);
-#pragma unroll
-        for (int i = 1; i < 16; i++) {
-            highest = fmaxf(highest, fmaxf(s[4 * i + 2 * r], s[4 * i + 2 * r + 1]));
-        }
-        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
-        highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
-        highest = fmaxf(highest, row_max[r]);
-        if (LAZY > 0 && (highest - row_max[r]) * scale_log2 <= (float)LAZY) highest = row_max[r];
+        const bool moved = (top[r] - row_max[r]) * scale_log2 > (float)LAZY;
+        const float next = moved ? top[r] : row_max[r];
         // A row that sees none of the keys yet has maximum -inf: its exponentials must be 0.
-        const float shift = highest == -INFINITY_F ? 0.0f : highest * scale_log2;
-        rescale[r] = exp2_fast(row_max[r] * scale_log2 - shift);
-        row_max[r] = highest;
-        float sum = 0.0f;
+        shift[r] = next == -INFINITY_F ? 0.0f : next * scale_log2;
+        rescale[r] = moved ? exp2_fast(row_max[r] * scale_log2 - shift[r]) : 1.0f;
+        row_max[r] = next;
+    }
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            float& x = s[4 * i + 2 * r];
-            float& y = s[4 * i + 2 * r + 1];
-            x = exp2_fast(x * scale_log2 - shift);
-            y = exp2_fast(y * scale_log2 - shift);
-            sum += x + y;
-        }
-        row_sum[r] = row_sum[r] * rescale[r] + sum;
+    for (int i = 0; i < 64; i++) {
+        s[i] = exp2_fast(s[i] * scale_log2 - shift[i / 2 & 1]);
+        sum[i & 3] += s[i];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        row_sum[r] = row_sum[r] * rescale[r] + (sum[2 * r] + sum[2 * r + 1]);
     }
 }
 
@@ -313,6 +342,12 @@ __device__ __forceinline__ void rescale_output(
     for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= rescale[i / 2 & 1];
 }
 
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 struct Ring {
     int stage = 0, parity = 0;
 
@@ -324,146 +359,150 @@ struct Ring {
     }
 };
 
+// Normalises O and writes it through `rows`, this warp's 16 rows of Q that no product reads any more.
+__device__ __forceinline__ void store_output(const float (&o)[HEAD_DIM / 2],
+    const float (&row_sum)[2], char* rows, bf16* out, const PrefillTile& tile, int warp_row,
+    int num_kv_heads, int group, uint32_t inverse) {
+    const int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float sum = row_sum[r];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        const float inverse_sum = reciprocal(sum);
+        char* row = rows + (g + 8 * r) * 128 + 4 * t;
+#pragma unroll
+        for (int i = 0; i < HEAD_DIM / 8; i++) {
+            *reinterpret_cast<uint32_t*>(row + (i >> 3) * 8192 + (((i ^ g) & 7) << 4)) =
+                pack_bf16(o[4 * i + 2 * r] * inverse_sum, o[4 * i + 2 * r + 1] * inverse_sum);
+        }
+    }
+    __syncwarp();
+    constexpr int CHUNKS = HALVES * 8;
+    const int chunk = lane % CHUNKS;
+    const RowOffsets offsets(tile, num_kv_heads, group, inverse);
+    const int offset = offsets.of(warp_row + (lane & 15));
+    const int num_rows = tile.q_len * group;
+    bf16* to = out + offsets.first + chunk * 8;
+#pragma unroll
+    for (int i = 0; i < 16; i += 32 / CHUNKS) {
+        const int row = i + lane / CHUNKS;
+        const uint4 x = *reinterpret_cast<const uint4*>(
+            rows + (chunk >> 3) * 8192 + row * 128 + (((chunk ^ row) & 7) << 4));
+        const int at = __shfl_sync(~0u, offset, row);
+        if (warp_row + row < num_rows) *reinterpret_cast<uint4*>(to + at) = x;
+    }
+    __syncwarp();
+}
+
 __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* mailbox, bf16* out,
     int num_kv_heads, int group, float scale, int warpgroup) {
-    const int warp = threadIdx.x / 32 & 3, lane = threadIdx.x & 31;
-    const int g = lane / 4, t = lane & 3;
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32 & 3, 0), lane = threadIdx.x & 31;
+    const int in_tile = 64 * warpgroup + 16 * warp;  // this warp's first row
     const uint32_t inverse = group_inverse(group);
     const float scale_log2 = scale * LOG2E;
+    float s[64], o[HEAD_DIM / 2], row_max[2], row_sum[2], rescale[2];
+    uint32_t p[32];
     Ring keys, values;
+    PrefillTile tile = read_tile(base, mailbox, 0);
+    if (tile.sequence < 0) return;
+    int limit[2];    // last key that rows g and g + 8 see, from this thread's first column
+    int first_seen;  // the same of the group's first row: key tiles up to it need no mask
+    int key_tile, count = 0;
+
+    auto begin = [&]() {
+        const int cached = tile.context - tile.q_len, last_row = tile.q_len * group - 1;
+        first_seen =
+            cached + divide_by_group(min(tile.row + 64 * warpgroup, last_row), group, inverse);
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = min(tile.row + in_tile + lane / 4 + 8 * r, last_row);
+            limit[r] = cached + divide_by_group(row, group, inverse) - 2 * (lane & 3);
+            row_max[r] = -INFINITY_F;
+            row_sum[r] = 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.0f;
+        key_tile = count_key_tiles(tile, group, inverse) - 1;
+    };
+    auto q_tile = [&](int number) {
+        return AT_Q + (number & 1) * Q_BYTES + warpgroup * Q_GROUP_BYTES;
+    };
     auto release = [&](uint32_t barrier) {
         if (lane == 0) mbarrier_arrive(base + barrier);
     };
+    auto scores = [&](int number) {
+        wgmma_fence();
+        issue_scores(s, base + q_tile(number), base + AT_K + keys.stage * TILE_BYTES);
+    };
+    auto output = [&]() {
+        mbarrier_wait(base + FULL_V + 8 * values.stage, values.parity);
+        wgmma_fence();
+        issue_output(o, p, base + AT_V + values.stage * TILE_BYTES);
+    };
+    auto keys_done = [&]() {
+        pin(s);
+        release(EMPTY_K + 8 * keys.stage);
+        keys.advance();
+    };
+    auto values_done = [&]() {
+        pin(o);
+        pin(p);
+        release(EMPTY_V + 8 * values.stage);
+        values.advance();
+    };
+    auto store = [&]() {
+        named_barrier_sync(GROUP + warpgroup, 128);  // all of the group is done with its Q
+        store_output(o, row_sum, shared + q_tile(count) + warp * 16 * 128, out, tile,
+            tile.row + in_tile, num_kv_heads, group, inverse);
+        release(EMPTY_Q + 8 * (count & 1));
+    };
 
     if (PING_PONG && warpgroup == 1) named_barrier_arrive(TURN + 0, 256);
-    for (int count = 0;; count++) {
-        const PrefillTile tile = read_tile(base, mailbox, count);
-        if (tile.sequence < 0) break;
-        const int buffer = count & 1;
-        const int num_rows = tile.q_len * group;
-        const int cached = tile.context - tile.q_len;
-        const int group_row = tile.row + 64 * warpgroup;
-        int limit[2];  // last key that rows g and g + 8 see, from this thread's first column
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int row = min(group_row + 16 * warp + g + 8 * r, num_rows - 1);
-            limit[r] = cached + divide_by_group(row, group, inverse) - 2 * t;
+    begin();
+    mbarrier_wait(base + FULL_Q, 0);
+    mbarrier_wait(base + FULL_K, 0);
+    scores(0);
+    wgmma_wait<0>();
+    keys_done();
+    softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
+    round_scores(s, p);
+    // Each turn: S of the next keys, which may be the next tile's first, and O of the last.
+    while (true) {
+        const bool ends = key_tile == 0;
+        PrefillTile next;
+        if (ends) {
+            next = read_tile(base, mailbox, count + 1);
+            if (next.sequence < 0) break;
+            mbarrier_wait(base + FULL_Q + 8 * (count + 1 & 1), (count + 1) >> 1 & 1);
         }
-        int key_tile = count_key_tiles(tile, group, inverse) - 1;
-        // Tiles whose last key the group's first row sees need no mask.
-        const int first_seen =
-            cached + divide_by_group(min(group_row, num_rows - 1), group, inverse);
-        const uint32_t q_tile = base + AT_Q + buffer * Q_BYTES + warpgroup * Q_GROUP_BYTES;
-
-        float s[64], o[HEAD_DIM / 2];
-        uint32_t p[32];
-        float row_max[2] = {-INFINITY_F, -INFINITY_F}, row_sum[2] = {0.0f, 0.0f}, rescale[2];
-#pragma unroll
-        for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.0f;
-        mbarrier_wait(base + FULL_Q + 8 * buffer, count >> 1 & 1);
-
-        auto scores = [&]() {
-            mbarrier_wait(base + FULL_K + 8 * keys.stage, keys.parity);
-            wgmma_fence();
-            issue_scores(s, q_tile, base + AT_K + keys.stage * TILE_BYTES);
-        };
-        auto output = [&]() {
-            mbarrier_wait(base + FULL_V + 8 * values.stage, values.parity);
-            wgmma_fence();
-            issue_output(o, p, base + AT_V + values.stage * TILE_BYTES);
-        };
-        auto release_keys = [&]() {
-            release(EMPTY_K + 8 * keys.stage);
-            keys.advance();
-        };
-        auto release_values = [&]() {
-            release(EMPTY_V + 8 * values.stage);
-            values.advance();
-        };
-
-#if OVERLAP
-        scores();
-        wgmma_wait<0>();
-        pin(s);
-        release_keys();
-        softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
-        round_scores(s, p);
-        key_tile--;
-
-        for (; key_tile >= 0; key_tile--) {
-            mbarrier_wait(base + FULL_K + 8 * keys.stage, keys.parity);
-            if (PING_PONG) named_barrier_sync(TURN + warpgroup, 256);
-            wgmma_fence();
-            issue_scores(s, q_tile, base + AT_K + keys.stage * TILE_BYTES);
-            output();
-            if (PING_PONG) named_barrier_arrive(TURN + 1 - warpgroup, 256);
-            wgmma_wait<1>();
-            pin(s);
-            release_keys();
-            softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
-            // Never true. A branch that needs all exponentials keeps ptxas from moving them past the
-            // wait, where nothing would run beside them.
-            if (row_sum[0] + row_sum[1] < 0.0f) __trap();
-            wgmma_wait<0>();
-            pin(o);
-            pin(p);
-            release_values();
-            round_scores(s, p);
-            rescale_output(o, rescale);
-        }
+        mbarrier_wait(base + FULL_K + 8 * keys.stage, keys.parity);
+        if (PING_PONG) named_barrier_sync(TURN + warpgroup, 256);
+        scores(count + ends);
         output();
+        if (PING_PONG) named_barrier_arrive(TURN + 1 - warpgroup, 256);
+        wgmma_wait<1>();
+        keys_done();
+        if (ends) {
+            wgmma_wait<0>();
+            values_done();
+            store();
+            tile = next;
+            count++;
+            begin();
+        } else {
+            key_tile--;
+        }
+        softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
         wgmma_wait<0>();
-        pin(o);
-        release_values();
-#else
-        for (; key_tile >= 0; key_tile--) {
-            scores();
-            wgmma_wait<0>();
-            pin(s);
-            release_keys();
-            softmax(s, row_max, row_sum, rescale, scale_log2, limit, first_seen, key_tile * KEYS);
-            rescale_output(o, rescale);
-            round_scores(s, p);
-            output();
-            wgmma_wait<0>();
-            pin(o);
-            pin(p);
-            release_values();
-        }
-#endif
-
-        // O through the rows of Q that this warpgroup has read, then 16 bytes a lane to memory.
-        named_barrier_sync(GROUP + warpgroup, 128);
-        char* rows = shared + (q_tile - base) + warp * 16 * 128;
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            float sum = row_sum[r];
-            sum += __shfl_xor_sync(~0u, sum, 1);
-            sum += __shfl_xor_sync(~0u, sum, 2);
-            const float inverse_sum = 1.0f / sum;
-            char* row = rows + (g + 8 * r) * 128;
-#pragma unroll
-            for (int i = 0; i < HEAD_DIM / 8; i++) {
-                *reinterpret_cast<uint32_t*>(row + (i >> 3) * 8192 + (((i ^ g) & 7) << 4) + 4 * t) =
-                    pack_bf16(o[4 * i + 2 * r] * inverse_sum, o[4 * i + 2 * r + 1] * inverse_sum);
-            }
-        }
-        __syncwarp();
-        constexpr int CHUNKS = HALVES * 8;
-        const int chunk = lane % CHUNKS;
-#pragma unroll 4
-        for (int row = lane / CHUNKS; row < 16; row += 32 / CHUNKS) {
-            const int packed = group_row + 16 * warp + row;
-            const uint4 x = *reinterpret_cast<const uint4*>(
-                rows + (chunk >> 3) * 8192 + row * 128 + (((chunk ^ row) & 7) << 4));
-            if (packed < num_rows) {
-                bf16* to = out + row_offset(tile, packed, group, inverse, num_kv_heads);
-                *reinterpret_cast<uint4*>(to + chunk * 8) = x;
-            }
-        }
-        __syncwarp();
-        release(EMPTY_Q + 8 * buffer);
+        if (!ends) values_done();
+        round_scores(s, p);
+        rescale_output(o, rescale);
     }
+    output();
+    wgmma_wait<0>();
+    values_done();
+    store();
     if (PING_PONG && warpgroup == 0) named_barrier_sync(TURN + 0, 256);
 }
 
@@ -497,7 +536,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1)
     }
     __syncthreads();
 
-    const int warpgroup = threadIdx.x / 128;
+    const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
         registers_shrink<PRODUCER_REGISTERS>();
         const int warp = threadIdx.x / 32;

@@ -43,11 +43,15 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
 
 // ---- wgmma ----
 
-// Descriptor of a 128B-swizzled operand: 1024 bytes from one group of 8 rows to the next, and
-// `leading` bytes between blocks of 64 columns (read only for the transposed operand).
-__device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t leading) {
-    return ((uint64_t)1 << 62) | ((uint64_t)(1024 >> 4) << 32) | ((uint64_t)(leading >> 4) << 16) |
-           ((address & 0x3FFFF) >> 4);
+// Low word of the descriptor of a 128B-swizzled operand; `leading` bytes lie between blocks of 64
+// columns (read only for the transposed operand). Steps along k add bytes / 16 to it.
+__device__ __forceinline__ uint32_t matrix_descriptor(uint32_t address, uint32_t leading) {
+    return (leading >> 4) << 16 | (address & 0x3FFFF) >> 4;
+}
+
+// The high word is the same for all: 128B swizzle, 1024 bytes between groups of 8 rows.
+__device__ __forceinline__ uint64_t whole_descriptor(uint32_t low) {
+    return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | low;
 }
 
 // Orders register accesses before the first wgmma of a batch.
@@ -82,7 +86,7 @@ __device__ __forceinline__ void pin(uint32_t (&registers)[COUNT]) {
 // Accumulator: warp w of the group holds rows 16w.. 16w+15 in m16n8 blocks along N.
 
 template <bool ACCUMULATE>
-__device__ __forceinline__ void wgmma_m64n128_ss(float (&d)[64], uint64_t a, uint64_t b) {
+__device__ __forceinline__ void wgmma_m64n128_ss(float (&d)[64], uint32_t a, uint32_t b) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -101,10 +105,10 @@ __device__ __forceinline__ void wgmma_m64n128_ss(float (&d)[64], uint64_t a, uin
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-        : "l"(a), "l"(b), "n"(ACCUMULATE ? 1 : 0));
+        : "l"(whole_descriptor(a)), "l"(whole_descriptor(b)), "n"(ACCUMULATE ? 1 : 0));
 }
 
-__device__ __forceinline__ void wgmma_m64n128_rs(float (&d)[64], const uint32_t* a, uint64_t b) {
+__device__ __forceinline__ void wgmma_m64n128_rs(float (&d)[64], const uint32_t* a, uint32_t b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
@@ -122,10 +126,10 @@ __device__ __forceinline__ void wgmma_m64n128_rs(float (&d)[64], const uint32_t*
         "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
         "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
         "+f"(d[63])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(whole_descriptor(b)));
 }
 
-__device__ __forceinline__ void wgmma_m64n64_rs(float (&d)[32], const uint32_t* a, uint64_t b) {
+__device__ __forceinline__ void wgmma_m64n64_rs(float (&d)[32], const uint32_t* a, uint32_t b) {
     asm volatile(
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
@@ -136,5 +140,5 @@ __device__ __forceinline__ void wgmma_m64n64_rs(float (&d)[32], const uint32_t* 
         "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(whole_descriptor(b)));
 }

@@ -4,8 +4,8 @@
     python tools/bench_prefill.py --no-peers --variant LAZY=8,PING_PONG=0 --variant LAZY=0
 
 One layer, bfloat16, pages of 64 permuted at random, causal. Times are medians of single launches
-between CUDA events, all contestants of a row one after another in one process. A variant compiles
-the Hopper kernel with other -D constants, for sweeps; unnamed it is the product's.
+between CUDA events; the contestants of a row take turns, so that a warm chip slows all alike. A
+variant compiles the Hopper kernel with other -D constants, for sweeps; unnamed it is the product's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -83,15 +84,16 @@ class Problem:
 
 def ours(problem: Problem, wgmma: bool | None, variant: str = "") -> Run:
     """A launch of our kernel; ``variant`` is NAME=VALUE,.. of -D constants."""
-    product = cuda_prefill.ATTENTION_PREFILL_SM90
-    if variant:
-        defines = tuple((k, int(v)) for k, v in (pair.split("=") for pair in variant.split(",")))
-        cuda_prefill.ATTENTION_PREFILL_SM90 = tuple(
+    pairs = (pair.split("=") for pair in variant.split(",") if pair)
+    defines = tuple((name, int(value)) for name, value in pairs)
+    specs = ATTENTION_PREFILL_SM90
+    if defines:
+        specs = tuple(
             dataclasses.replace(spec, name=f"{spec.name}:{variant}", defines=spec.defines + defines)
-            for spec in ATTENTION_PREFILL_SM90
+            for spec in specs
         )
-    attention = PrefillAttention(problem.num_heads, NUM_KV_HEADS, HEAD_DIM, wgmma=wgmma)
-    cuda_prefill.ATTENTION_PREFILL_SM90 = product
+    with mock.patch.object(cuda_prefill, "ATTENTION_PREFILL_SM90", specs):
+        attention = PrefillAttention(problem.num_heads, NUM_KV_HEADS, HEAD_DIM, wgmma=wgmma)
 
     def run() -> None:
         attention.launch(
@@ -157,17 +159,25 @@ def flashinfer(problem: Problem, backend: str) -> Run | None:
     return lambda: wrapper.run(problem.q, kv)
 
 
-def median_ms(run: Run, repeats: int) -> float:
-    for _ in range(3):
-        run()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * repeats)]
-    for start, end in zip(events[::2], events[1::2], strict=True):
-        start.record()
-        run()
-        end.record()
+def median_ms(runs: list[Run | None], repeats: int) -> list[float | None]:
+    """Medians of all contestants, launched in turn, so that a warm chip slows them all alike."""
+
+    def event() -> Any:
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    present = [run for run in runs if run is not None]
+    times: list[list[Any]] = [[] for _ in present]
+    for repeat in range(-3, repeats):
+        for run, pairs in zip(present, times, strict=True):
+            start, end = event(), event()
+            start.record()
+            run()
+            end.record()
+            if repeat >= 0:
+                pairs.append((start, end))
     torch.cuda.synchronize()
-    times = [a.elapsed_time(b) for a, b in zip(events[::2], events[1::2], strict=True)]
-    return statistics.median(times)
+    medians = iter([statistics.median(a.elapsed_time(b) for a, b in pairs) for pairs in times])
+    return [None if run is None else next(medians) for run in runs]
 
 
 def main() -> None:
@@ -193,15 +203,13 @@ def main() -> None:
     print("|" + "---|" * (len(contestants) + 1))
     for index in arguments.rows if arguments.rows is not None else range(len(ROWS)):
         problem = Problem(*ROWS[index])
-        cells = []
-        for make in contestants.values():
-            run = make(problem)
-            if run is None:
-                cells.append("-")
-                continue
-            cells.append(f"{problem.flops / median_ms(run, arguments.repeats) / 1e9:.0f}")
+        runs = [make(problem) for make in contestants.values()]
+        cells = [
+            "-" if ms is None else f"{problem.flops / ms / 1e9:.0f}"
+            for ms in median_ms(runs, arguments.repeats)
+        ]
         print(f"| {problem.name} | " + " | ".join(cells) + " |", flush=True)
-        del problem
+        del problem, runs
 
 
 if __name__ == "__main__":

@@ -43,14 +43,14 @@ extern "C" __global__ void __launch_bounds__(128, 1) wgmma_descriptors(const bf1
             a[4 * k + i] = *reinterpret_cast<const uint32_t*>(p + row * 128 + column);
         }
     }
-    const uint64_t q_descriptor = matrix_descriptor(at_q, 16);
-    const uint64_t k_descriptor = matrix_descriptor(base, 16);
-    const uint64_t v_descriptor = matrix_descriptor(at_v, 128 * 128);
+    const uint32_t q_descriptor = matrix_descriptor(at_q, 16);
+    const uint32_t k_descriptor = matrix_descriptor(base, 16);
+    const uint32_t v_descriptor = matrix_descriptor(at_v, 128 * 128);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; k++) {
-        const uint64_t q_step = q_descriptor + k / 4 * (8192 >> 4) + k % 4 * 2;
-        const uint64_t k_step = k_descriptor + k / 4 * (16384 >> 4) + k % 4 * 2;
+        const uint32_t q_step = q_descriptor + k / 4 * (8192 >> 4) + k % 4 * 2;
+        const uint32_t k_step = k_descriptor + k / 4 * (16384 >> 4) + k % 4 * 2;
         if (k == 0) {
             wgmma_m64n128_ss<false>(s, q_step, k_step);
         } else {
