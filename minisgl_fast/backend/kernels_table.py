@@ -77,12 +77,25 @@ ATTENTION_PREFILL_SM90 = tuple(
     for head_dim in (64, 128)
 )
 
+STEP = (
+    KernelSpec("step", "step.cu", ("apply_updates", "embed", "reset_counts")),
+    KernelSpec("rms_norm", "rms_norm.cu", ("rms_norm", "add_rms_norm")),
+    KernelSpec("silu_mul", "silu_mul.cu", ("silu_mul",)),
+)
+
+SAMPLE = (
+    KernelSpec("sample_bf16", "sample.cu", ("sample",), (("LOGIT_FLOAT", 0),)),
+    KernelSpec("sample_float32", "sample.cu", ("sample",), (("LOGIT_FLOAT", 1),)),
+)
+
 # Joined here, one line a section: ``*ATTENTION_DECODE,`` and so on.
 SPECS: tuple[KernelSpec, ...] = (
     *KV_STORE,
     *ATTENTION_DECODE,
     *ATTENTION_PREFILL,
     *ATTENTION_PREFILL_SM90,
+    *STEP,
+    *SAMPLE,
 )
 
 
