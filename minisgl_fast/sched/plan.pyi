@@ -1,7 +1,7 @@
 from array import array
-from enum import IntFlag
+from enum import IntEnum
 
-class SampleFlag(IntFlag):
+class SampleFlag(IntEnum):
     HAS_PENALTIES = 1
     HAS_BIAS = 2
     HAS_MASK = 4
