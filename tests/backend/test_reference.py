@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from step_driver import make_step
 
 from minisgl_fast.backend import make_backend, pick_device
-from minisgl_fast.backend.reference import ReferenceBackend, pick_cpu_dtype
+from minisgl_fast.backend.reference import (
+    ReferenceBackend,
+    pick_cpu_dtype,
+    pick_num_threads,
+)
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.errors import ConfigError
 from minisgl_fast.model.config import RopeConfig
@@ -254,3 +258,14 @@ def test_the_automatic_dtype_is_bfloat16_only_where_it_is_native(monkeypatch, am
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     expected = torch.bfloat16 if amx or avx512_bf16 else torch.float32
     assert pick_cpu_dtype() == expected
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "expected"),
+    [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 6), ("", 6)],
+)
+def test_threads_follow_the_cores_and_the_quota(monkeypatch, tmp_path, cpu_max, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    (tmp_path / "cpu.max").write_text(cpu_max)
+    assert pick_num_threads(tmp_path / "cpu.max") == expected
+    assert pick_num_threads(tmp_path / "missing") == 6
