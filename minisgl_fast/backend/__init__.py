@@ -18,7 +18,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here.")
-    return torch.device(name)
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
 
 
 def make_backend(device: torch.device) -> Backend:
