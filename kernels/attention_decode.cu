@@ -40,7 +40,6 @@ constexpr bool LARGE_SHARED = __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200;
 constexpr int BLOCKS_PER_SM = LARGE_SHARED || __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870 ? 2 : 1;
 constexpr int STAGES = (LARGE_SHARED ? 3 : 2) * (128 / HEAD_DIM);
 constexpr int HEADS = 8;                   // columns of one mma
-constexpr int MERGE_STRIDE = HEAD_DIM + 4;  // floats; 4 keeps the writers' banks apart
 constexpr int K_STEPS = HEAD_DIM / 16;
 constexpr int DIM_TILES = HEAD_DIM / 16;
 constexpr bool PREFETCH_QUERY = HEAD_TILES == 1;  // the registers of two tiles leave no room
@@ -51,8 +50,8 @@ constexpr int MERGE_LOADS = 8;               // such reads in flight
 // 17 KB at HEAD_DIM 128: what is left beside the stages for two blocks an SM.
 struct Shared {
     union {
-        float o[WARPS][HEADS][MERGE_STRIDE];  // the warps' O at the end of a segment
-        float merged[WARPS][HEAD_DIM];        // their shares of a merge
+        float o[WARPS][HEAD_DIM][HEADS];  // the warps' O at the end of a segment
+        float merged[WARPS][HEAD_DIM];    // their shares of a merge
     };
     float max[2][WARPS][HEADS], sum[WARPS][HEADS];  // max: alternately, so one barrier less is due
     float merged_max[WARPS];
@@ -124,7 +123,7 @@ __device__ Walk plan(
     // Read beside the length, though most lanes need none: one latency less on the way to a page.
     int slot = begin < num_seqs ? seq_slots[begin] : 0;
     int mine = 0;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = begin; i < stop; i++) mine += Walk::tiles_of(context_lens[i]);
     int inclusive = mine;
 #pragma unroll
@@ -193,6 +192,7 @@ __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& 
     while (walk.next()) {
         const int* row = pages.row_of(walk.slot);
         int num_pages = (walk.length + pages.page_size() - 1) >> pages.page_shift;
+#pragma unroll 1
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
             int column = (tile * TILE) >> pages.page_shift;
             if (window_seq != walk.seq || column < window ||
@@ -417,6 +417,11 @@ struct Partials {
 
     // [8 * HEAD_TILES][HEAD_DIM] of O, then as many pairs (max, sum).
     static constexpr int FLOATS = HEAD_TILES * HEADS * (HEAD_DIM + 2);
+    // Of split i of a pair that starts in block `first`. A block has one segment at most that began
+    // before it, and one at most that ends after it.
+    __device__ static int slot_of(int first, int split) {
+        return 2 * (first + split) + (split == 0 ? 1 : 0);
+    }
     __device__ float* o(int slot, int head) const {
         return base + (int64_t)slot * FLOATS + head * HEAD_DIM;
     }
@@ -427,106 +432,109 @@ struct Partials {
 
 // Joins the four warps' results of heads n * 8 .. n * 8 + 7. Where the pair is whole in this block
 // the result goes out, else to a partial slot. `turn` alternates between calls.
+// Here and in the merge the code is kept short: it runs once or twice a launch, at the speed at which
+// instructions are fetched.
 __device__ void finish_heads(
     Accumulator& acc, int n, int num_heads, int turn, Shared& shared, bool whole, bf16* out,
     const Partials& partials, int slot) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float2 sum = make_float2(acc.sum[n][0], acc.sum[n][1]);
     if (g == 0) *(float2*)&shared.max[turn][warp][2 * t] = make_float2(acc.max[n][0], acc.max[n][1]);
-    float sum[2] = {acc.sum[n][0], acc.sum[n][1]};
 #pragma unroll
     for (int offset = 4; offset < 32; offset <<= 1) {
-        sum[0] += __shfl_xor_sync(~0u, sum[0], offset);
-        sum[1] += __shfl_xor_sync(~0u, sum[1], offset);
+        sum.x += __shfl_xor_sync(~0u, sum.x, offset);
+        sum.y += __shfl_xor_sync(~0u, sum.y, offset);
     }
     consumers_sync();  // and the last reads of shared.o and shared.sum are over
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-        int head = 2 * t + j;
-        if (head >= num_heads) continue;
-        float max = -INFINITY_F;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) max = fmaxf(max, shared.max[turn][w][head]);
-        float scale = exp2_fast(acc.max[n][j] - max);  // 0 for a warp without tokens
-        if (g == 0) shared.sum[warp][head] = sum[j] * scale;
-#pragma unroll
-        for (int m = 0; m < DIM_TILES; m++) {
-            shared.o[warp][head][m * 16 + g] = acc.o[n][m][j] * scale;
-            shared.o[warp][head][m * 16 + 8 + g] = acc.o[n][m][2 + j] * scale;
-        }
-    }
-    consumers_sync();
-    constexpr int HEADS_AT_ONCE = CONSUMERS / HEAD_DIM;
-    int dim = threadIdx.x % HEAD_DIM;
-#pragma unroll 2
-    for (int head = threadIdx.x / HEAD_DIM; head < num_heads; head += HEADS_AT_ONCE) {
-        float total = 0.0f, o = 0.0f;
+    if (2 * t < num_heads) {
+        float2 max = make_float2(-INFINITY_F, -INFINITY_F);
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            total += shared.sum[w][head];
-            o += shared.o[w][head][dim];
+            float2 other = *(const float2*)&shared.max[turn][w][2 * t];
+            max.x = fmaxf(max.x, other.x), max.y = fmaxf(max.y, other.y);
         }
-        if (whole) {
-            out[(n * HEADS + head) * HEAD_DIM + dim] = float_to_bf16(__fdividef(o, total));
-            continue;
-        }
-        partials.o(slot, n * HEADS + head)[dim] = o;
-        if (dim == 0) {
-            float max = -INFINITY_F;
+        // 0 for a warp without tokens.
+        float scale[2] = {exp2_fast(acc.max[n][0] - max.x), exp2_fast(acc.max[n][1] - max.y)};
+        if (g == 0)
+            *(float2*)&shared.sum[warp][2 * t] = make_float2(sum.x * scale[0], sum.y * scale[1]);
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) max = fmaxf(max, shared.max[turn][w][head]);
-            *partials.max_sum(slot, n * HEADS + head) = make_float2(max, total);
+        for (int m = 0; m < 2 * DIM_TILES; m++)
+            *(float2*)&shared.o[warp][m * 8 + g][2 * t] = make_float2(
+                acc.o[n][m / 2][m % 2 * 2] * scale[0], acc.o[n][m / 2][m % 2 * 2 + 1] * scale[1]);
+    }
+    consumers_sync();
+    int dim = threadIdx.x % HEAD_DIM;
+#pragma unroll 1
+    for (int head = threadIdx.x / HEAD_DIM * 2; head < num_heads; head += 2 * CONSUMERS / HEAD_DIM) {
+        float total[2] = {0.0f, 0.0f}, o[2] = {0.0f, 0.0f}, max[2] = {-INFINITY_F, -INFINITY_F};
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            float2 part = *(const float2*)&shared.o[w][dim][head];
+            float2 part_sum = *(const float2*)&shared.sum[w][head];
+            float2 part_max = *(const float2*)&shared.max[turn][w][head];
+            o[0] += part.x, o[1] += part.y;
+            total[0] += part_sum.x, total[1] += part_sum.y;
+            max[0] = fmaxf(max[0], part_max.x), max[1] = fmaxf(max[1], part_max.y);
+        }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            if (head + j >= num_heads) break;
+            int column = n * HEADS + head + j;
+            if (whole) {
+                out[column * HEAD_DIM + dim] = float_to_bf16(__fdividef(o[j], total[j]));
+            } else {
+                partials.o(slot, column)[dim] = o[j];
+                if (dim == 0) *partials.max_sum(slot, column) = make_float2(max[j], total[j]);
+            }
         }
     }
 }
 
-// Merges the partials of one (sequence, head) pair, heads n * 8 .. n * 8 + 7: split i lies in slot
-// 2 * (first + i), but split 0 in first_slot. A warp takes whole heads; with one or two heads, part
-// of the splits of one. Its lanes weigh 32 splits at a time.
+// Merges the partials of one (sequence, head) pair, heads n * 8 .. n * 8 + 7. A warp takes whole
+// heads; with one or two heads, part of the splits of one. Its lanes weigh 32 splits at a time.
 __device__ void merge_heads(
-    int n, int num_heads, int first, int first_slot, int num_splits, Shared& shared, bf16* out,
+    int n, int num_heads, int first, int num_splits, Shared& shared, bf16* out,
     const Partials& partials) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int quad = lane % DIM_QUADS, row = lane / DIM_QUADS;
     int parts = num_heads == 1 ? WARPS : num_heads == 2 ? WARPS / 2 : 1;
     int part = warp / (WARPS / parts);
+#pragma unroll 1
     for (int head = warp % (WARPS / parts); head < num_heads; head += WARPS) {
-        auto slot_of = [=](int split) { return split == 0 ? first_slot : 2 * (first + split); };
-        float max = -INFINITY_F, total = 0.0f;
+        int column = n * HEADS + head;
+        float max = -INFINITY_F, total = 0.0f, weight = 0.0f;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        for (int begin = part; begin < num_splits; begin += 32 * parts) {
-            int split = begin + lane * parts;
-            float2 mine = make_float2(-INFINITY_F, 0.0f);
-            if (split < num_splits)
-                mine = __ldcg(partials.max_sum(slot_of(split), n * HEADS + head));
-            // The rows travel beside the weights: nothing here waits before the first is used.
+#pragma unroll 1
+        for (int i = 0, begin = part; begin < num_splits;) {
+            // The rows travel beside what they are weighed by: nothing waits before both are asked
+            // for. Past the end the last row comes again, with weight 0.
             float4 o[MERGE_LOADS];
-            auto load = [&](int i) {
 #pragma unroll
-                for (int k = 0; k < MERGE_LOADS; k++) {
-                    int from = begin + (i + k * ROWS_AT_ONCE + row) * parts;
-                    o[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                    if (from < num_splits)
-                        o[k] = __ldcg(
-                            (const float4*)partials.o(slot_of(from), n * HEADS + head) + quad);
-                }
-            };
-            load(0);
-            float updated = fmaxf(max, warp_max(mine.x));
-            float alpha = exp2_fast(max - updated), weight = exp2_fast(mine.x - updated);
-            max = updated;
-            total = total * alpha + warp_sum(mine.y * weight);
-            sum.x *= alpha, sum.y *= alpha, sum.z *= alpha, sum.w *= alpha;
-            int count = min(32, ceil_div(num_splits - begin, parts));
-            for (int i = 0; i < count;) {
-#pragma unroll
-                for (int k = 0; k < MERGE_LOADS; k++) {
-                    float scale = __shfl_sync(~0u, weight, i + k * ROWS_AT_ONCE + row);
-                    sum.x += o[k].x * scale, sum.y += o[k].y * scale;
-                    sum.z += o[k].z * scale, sum.w += o[k].w * scale;
-                }
-                i += MERGE_LOADS * ROWS_AT_ONCE;
-                if (i < count) load(i);
+            for (int k = 0; k < MERGE_LOADS; k++) {
+                int split = min(begin + (i + k * ROWS_AT_ONCE + row) * parts, num_splits - 1);
+                o[k] = __ldcg(
+                    (const float4*)partials.o(Partials::slot_of(first, split), column) + quad);
             }
+            if (i == 0) {
+                int split = begin + lane * parts;
+                float2 mine = make_float2(-INFINITY_F, 0.0f);
+                if (split < num_splits)
+                    mine = __ldcg(partials.max_sum(Partials::slot_of(first, split), column));
+                float updated = fmaxf(max, warp_max(mine.x));
+                float alpha = exp2_fast(max - updated);
+                weight = exp2_fast(mine.x - updated);
+                max = updated;
+                total = total * alpha + warp_sum(mine.y * weight);
+                sum.x *= alpha, sum.y *= alpha, sum.z *= alpha, sum.w *= alpha;
+            }
+#pragma unroll
+            for (int k = 0; k < MERGE_LOADS; k++) {
+                float scale = __shfl_sync(~0u, weight, i + k * ROWS_AT_ONCE + row);
+                sum.x += o[k].x * scale, sum.y += o[k].y * scale;
+                sum.z += o[k].z * scale, sum.w += o[k].w * scale;
+            }
+            i += MERGE_LOADS * ROWS_AT_ONCE;
+            if (i == 32 || begin + i * parts >= num_splits) begin += 32 * parts, i = 0;
         }
         if (ROWS_AT_ONCE == 2) {
             sum.x += __shfl_xor_sync(~0u, sum.x, 16), sum.y += __shfl_xor_sync(~0u, sum.y, 16);
@@ -622,8 +630,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         int line_start = walk.line_start();
         int first = stretches.owner(line_start);
         int num_splits = stretches.owner(line_start + walk.tiles - 1) - first + 1;
-        int first_slot = 2 * first + (stretches.start(first) == line_start ? 0 : 1);
-        int slot = (int)blockIdx.x == first ? first_slot : 2 * blockIdx.x;
+        int slot = Partials::slot_of(first, blockIdx.x - first);
         bf16* to = out + q_row * HEAD_DIM;
         unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
         Accumulator acc;
@@ -670,7 +677,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         if (!shared.is_last) continue;
 #pragma unroll
         for (int n = 0; n < HEAD_TILES; n++)
-            merge_heads(n, min(HEADS, group - n * HEADS), first, first_slot, num_splits, shared, to,
-                        partials);
+            merge_heads(n, min(HEADS, group - n * HEADS), first, num_splits, shared, to, partials);
     }
 }

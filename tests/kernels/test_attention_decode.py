@@ -1,5 +1,6 @@
 """Decode attention on the GPU against float32 in torch, on random pages poisoned with NaN."""
 
+import dataclasses
 import math
 
 import pytest
@@ -202,6 +203,28 @@ def test_graph_replays_with_other_lengths():
         graph.replay()
         expected = case.reference()
         assert (out.float() - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", ["qwen3-0.6b", "qwen3-14b", "smollm2", "group-16"])
+@pytest.mark.parametrize("page_size", [16, 64, 256])
+def test_path_of_older_chips(shape, page_size, monkeypatch: pytest.MonkeyPatch):
+    from minisgl_fast.backend import cuda_attention
+    from minisgl_fast.backend.kernel import get_kernel
+    from minisgl_fast.backend.kernels_table import find_spec
+
+    def without_bulk_copies(name: str, entry: str, shared_bytes: int):
+        spec = find_spec(name)
+        return get_kernel(
+            dataclasses.replace(
+                spec, name=f"{name}_cp_async", defines=(*spec.defines, ("HAS_BULK_COPY", 0))
+            ),
+            entry,
+            shared_bytes,
+        )
+
+    monkeypatch.setattr(cuda_attention, "get_kernel", without_bulk_copies)
+    monkeypatch.setattr(cuda_attention, "_configuration", lambda major, minor: (128, 3, 2))
+    Case(SHAPES[shape], page_size, [*boundaries(page_size), 20000], seed=8).check()
 
 
 def test_shapes_without_a_kernel_are_refused():
