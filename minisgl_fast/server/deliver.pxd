@@ -18,7 +18,7 @@ cdef class Histogram:
     cdef vector[uint64_t] counts
     cdef readonly double total
 
-    cdef void add(self, double value) noexcept nogil
+    cdef void add(self, double value) noexcept
 
 
 cdef class Choice:

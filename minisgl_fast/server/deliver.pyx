@@ -55,7 +55,7 @@ cdef class Histogram:
             result.append((repr(self.bounds[i]), so_far))
         return [*result, ("+Inf", so_far + self.counts.back())]
 
-    cdef void add(self, double value) noexcept nogil:
+    cdef void add(self, double value) noexcept:
         cdef size_t i = 0
         while i < self.bounds.size() and value > self.bounds[i]:
             i += 1
@@ -241,8 +241,13 @@ cdef class Dispatcher:
                 self.num_cached += first_cached[i]
         for i in range(num_rows):
             choice = self._find(rids[i])
-            if choice is not None:
+            if choice is None:
+                continue
+            try:
                 self._token(choice, tokens[i], reasons[i], now)
+            except Exception:
+                log.exception("a token could not be turned into text")
+                choice.response.fail(EngineError("The answer could not be turned into text."))
 
     def flush(self):
         """Write what the delivered rows brought, once per response."""

@@ -166,10 +166,15 @@ class Exchange:
             return None
         return self._connection.writer()
 
-    def finish(self, last: bytes = b"") -> None:
-        """Send the last events and the end of the body in one write."""
+    def finish(self, last: bytes = b"", *, close: bool = False) -> None:
+        """Send the last events and the end of the body in one write.
+
+        ``close``: end the connection too, as after an error that some clients would wait behind.
+        """
         if not self._may(_STREAMING):
             return
+        if close:
+            self._keep_alive = False
         self._state = _DONE
         if not self._bodiless:
             if not self._chunked:

@@ -145,7 +145,7 @@ class Session(Response):
         self._abort_choices("engine")
         if self._exchange.started:
             body = error_body(error, self._exchange.request.request_id)
-            self._exchange.finish(b"data: %b\n\n%b" % (body, DONE))
+            self._exchange.finish(b"data: %b\n\n%b" % (body, DONE), close=True)
         else:
             self._exchange.fail(error)
         self._metrics.count_request(self._route, error.http_status, "error")

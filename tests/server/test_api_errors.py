@@ -225,6 +225,7 @@ def stream_until(server, condition, cause):
     eventually(condition)
     cause()
     data = response.read()
+    assert connection.sock.recv(1) == b"", "the connection stays open behind an error"
     connection.close()
     return data
 

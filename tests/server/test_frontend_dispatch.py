@@ -12,6 +12,7 @@ from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.server.deliver import Choice, Dispatcher, Histogram, Response
 from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.text.stream import TextStream
 from minisgl_fast.wire import FinishReason, FrameKind, pack_step
 
 RUNNING, END_EOS, LENGTH = FinishReason.RUNNING, FinishReason.EOS, FinishReason.LENGTH
@@ -210,6 +211,23 @@ def test_one_response_that_breaks_leaves_the_others_alone(bench, tokenizer):
     broken, _, (first,) = bench.response()
     _, exchange, (second,) = bench.response()
     broken.open_stream = None
+    (a,) = ids(tokenizer, "a")
+    bench.step((first, a, RUNNING), (second, a, RUNNING))
+    (error,) = broken.log
+    assert isinstance(error, EngineError)
+    assert exchange.take() == [b"<open>[0:a]"]
+
+
+def test_a_token_without_text_fails_its_own_response_only(bench, tokenizer):
+    class BrokenWindow:
+        def step(self, token):
+            raise ValueError("a bug")
+
+    broken = RecordingResponse(RecordingExchange())
+    text = TextStream(tokenizer.table, window=BrokenWindow())
+    first = Choice(broken, 0, text, b"", b"", False, 0.0)
+    bench.dispatcher.open_choice(first)
+    _, exchange, (second,) = bench.response()
     (a,) = ids(tokenizer, "a")
     bench.step((first, a, RUNNING), (second, a, RUNNING))
     (error,) = broken.log
