@@ -72,32 +72,41 @@ class _Launch:
         self._ended: asyncio.Future[int] | None = None
         self._num_signals = 0
         self._drain: asyncio.Task[None] | None = None
+        # From a failure or the end on, the engine's end of the channel closing is no news.
+        self._is_ending = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._server.start(loop)
         listener = await self._listen(loop)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
         ours, theirs = socket.socketpair()
         engine = _spawn_engine(theirs)
         theirs.close()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
         _, channel = await loop.create_connection(
             lambda: FrontendChannel(self._on_frame, self._on_engine_end), sock=ours
         )
+        start = asyncio.ensure_future(self._start(loop, channel))
         try:
-            start = asyncio.ensure_future(self._start(loop, channel))
             await asyncio.wait((start, self._ended), return_when=asyncio.FIRST_COMPLETED)
             if start.done():
                 start.result()
-            return await self._ended
+            exit_code = await self._ended
         finally:
+            self._is_ending = True
             listener.close()
             self._server.close()
             channel.close()
             self._progress.close()
+            if self._frontend is None or self._frontend.facts is None:
+                engine.kill()  # it is importing or loading and would notice the end too late
             await loop.run_in_executor(None, _end_engine, engine)
+        if not start.done():
+            # The threads of a download do not end when asked to, and an exit would wait for them.
+            os._exit(exit_code)
+        return exit_code
 
     async def _listen(self, loop: asyncio.AbstractEventLoop) -> asyncio.Server:
         host, port = self._config.host, self._config.port
@@ -164,9 +173,9 @@ class _Launch:
 
     def _fail(self, message: str, exit_code: int) -> None:
         """The engine is gone: tell every client and the terminal, then end."""
-        assert self._ended is not None
-        if self._ended.done():
+        if self._is_ending:
             return
+        self._is_ending = True
         self._progress.close()
         print(f"minisgl-fast: error: {message}", file=sys.stderr, flush=True)
         if self._frontend is not None:
@@ -179,7 +188,8 @@ class _Launch:
             return
         gc.collect()
         gc.freeze()
-        address = f"{self._config.host}:{self._port}"
+        host = self._config.host
+        address = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
         print(f"API server is ready to serve on {address}", flush=True)
         print(
             f"Try: curl http://{address}/v1/chat/completions -H 'Content-Type: application/json' "
@@ -203,7 +213,8 @@ class _Launch:
         deadline = loop.time() + self._config.drain_timeout_s
         while self._server.num_exchanges and loop.time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
-        self._end(EXIT_DRAIN_TIMED_OUT if self._server.num_exchanges else EXIT_DRAINED)
+        if not self._is_ending:  # an engine that failed meanwhile has its own exit code
+            self._end(EXIT_DRAIN_TIMED_OUT if self._server.num_exchanges else EXIT_DRAINED)
 
     def _end(self, exit_code: int) -> None:
         assert self._ended is not None
@@ -221,13 +232,19 @@ class _Launch:
 def _spawn_engine(channel: socket.socket) -> subprocess.Popen[bytes]:
     """The engine process on its end of the socketpair.
 
-    A fresh interpreter, not a fork: nothing of the frontend's loop or threads is in it.
+    A fresh interpreter, not a fork: nothing of the frontend's loop or threads is in it. Ctrl-C
+    reaches the whole process group, and what is ignored stays ignored in a child: so the engine
+    ignores it from its first instruction on. To be called before there are signal handlers.
     """
-    return subprocess.Popen(
-        [sys.executable, "-m", "minisgl_fast.engine.worker", str(channel.fileno())],
-        pass_fds=[channel.fileno()],
-        stdin=subprocess.DEVNULL,
-    )
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "minisgl_fast.engine.worker", str(channel.fileno())],
+            pass_fds=[channel.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _end_engine(engine: subprocess.Popen[bytes]) -> None:

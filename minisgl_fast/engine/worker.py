@@ -34,8 +34,10 @@ EXIT_ENGINE = 3
 
 def main(arguments: list[str]) -> int:
     """Serve the channels given as file descriptors; the exit code."""
-    # Ctrl-C reaches the whole process group; the frontend decides how to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, a service manager's SIGTERM the whole service; the
+    # frontend decides how to stop, and closes the channel when it has drained.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     channels = [EngineChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments]
     try:
         engine = _load(channels)

@@ -203,7 +203,7 @@ class Frontend:
         """The engine is gone: every open session gets an error, new ones are refused."""
         if self.state in ("failed", "closed"):
             return
-        log.error("engine failed: %s", reason)
+        log.info("engine failed: %s", reason)
         self.failure = "The inference engine failed."
         self._enter("failed")
         self._flush()
