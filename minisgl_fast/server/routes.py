@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import orjson
 
 from minisgl_fast.config import Config
-from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
+from minisgl_fast.errors import MinisglError, ModelError, RequestError, UnknownModelError
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.frontend import Frontend
@@ -86,6 +86,11 @@ class Api:
     """The handler of the HTTP server: ``HttpServer(Api(config, frontend))``."""
 
     def __init__(self, config: Config, frontend: Frontend) -> None:
+        """ModelError if the model's own sampling defaults are out of range."""
+        try:
+            sampling_params(SamplingFields(), frontend.defaults, None)
+        except RequestError as error:
+            raise ModelError(f"The model's generation_config.json: {error.message}") from error
         self._config = config
         self._frontend = frontend
         self._tokenizer = frontend.tokenizer

@@ -4,11 +4,17 @@ import json
 import re
 import socket
 import struct
+from types import SimpleNamespace
 
 import pytest
 from conftest import ANSWER, MODEL, eventually
 from fake_engine import FACTS
 from test_api_errors import CHAT, COMPLETIONS, USER, request
+
+from minisgl_fast.config import Config
+from minisgl_fast.errors import ModelError
+from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.server.routes import Api
 
 
 def post(server, path, **body):
@@ -175,6 +181,15 @@ def test_special_tokens_are_shown_on_request(server):
     shown = json.loads(post(server, CHAT, **body, skip_special_tokens=False))
     assert "<|im_end|>" not in plain["choices"][0]["message"]["content"]
     assert "<|im_end|>" in shown["choices"][0]["message"]["content"]
+
+
+def test_bad_sampling_defaults_of_a_model_are_found_at_the_start(tokenizer, template):
+    defaults = SimpleNamespace(
+        temperature=-1.0, top_p=None, top_k=None, min_p=None, repetition_penalty=None
+    )
+    config = Config(model=MODEL)
+    with pytest.raises(ModelError, match="temperature"):
+        Api(config, Frontend(config, tokenizer, template, defaults))
 
 
 # Clients that go, clients that do not read
