@@ -75,8 +75,9 @@ def main() -> None:
         )
     busy = busy_time_us(kernels)
     print(
-        f"batch {arguments.batch_size}, context {arguments.context}: {(end - start) / steps:.1f} us "
-        f"a step, GPU busy {busy / steps:.1f} us, idle {100 * (1 - busy / (end - start)):.1f} %"
+        f"batch {arguments.batch_size}, context {arguments.context}: "
+        f"{(end - start) / steps:.1f} us a step, "
+        f"GPU busy {busy / steps:.1f} us, idle {100 * (1 - busy / (end - start)):.1f} %"
     )
 
 
