@@ -41,18 +41,18 @@ __device__ __forceinline__ float quad_sum(float x) {
 
 // q [num_tokens, Hq, HEAD_DIM], out [num_tokens, Hq * HEAD_DIM]; kv: one layer's pages;
 // page_table int32 [.., table_stride]; sequences first_seq .. first_seq + num_seqs - 1 of the step.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    attention_prefill(const bf16* __restrict__ q, const char* __restrict__ kv,
-        bf16* __restrict__ out, const int* __restrict__ q_start,
-        const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
-        const int* __restrict__ page_table, int* /* workspace */, int first_seq, int num_seqs,
-        int num_kv_heads, int group, int table_stride, int page_size, float scale) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) attention_prefill(
+    const bf16* __restrict__ q, const char* __restrict__ kv, bf16* __restrict__ out,
+    const int* __restrict__ q_start, const int* __restrict__ context_lens,
+    const int* __restrict__ seq_slots, const int* __restrict__ page_table, int first_seq,
+    int num_seqs, int num_kv_heads, int group, int table_stride, int page_size, float scale) {
     extern __shared__ __align__(1024) char shared[];
     const uint32_t shared_k = shared_address(shared);
     const uint32_t shared_v = shared_k + 2 * TILE_BYTES;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
     const int g = lane / 4, t = lane & 3;
 
+    pdl_wait();
     PrefillTiles<ROWS, HEAD_DIM * 4> tiles(
         q_start, context_lens, first_seq, num_seqs, group, num_kv_heads);
     const PrefillTile tile = tiles.find(blockIdx.x);

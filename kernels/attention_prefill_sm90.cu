@@ -1,54 +1,43 @@
 /* Prefill attention over KV pages for Hopper (sm_90a): wgmma, bulk copies, specialised warps.
 
-   Computes what attention_prefill.cu does, over the same work list (prefill_tiles.cuh), at several
-   times its speed. A persistent block takes tiles of ROWS packed rows until none is left; its roles:
+   Computes what attention_prefill.cu does, over the same work list (prefill_tiles.cuh). A
+   persistent block takes tiles of ROWS packed rows until none is left. Its roles:
 
      warp 0      copies K and V, 128 keys at a time, from the pages to a ring of STAGES stages. A
-                 page holds its rows as wgmma's 128B swizzle wants them, so one linear bulk copy moves
-                 half a page (64 dims of all its keys)
+                 page holds its rows as wgmma's 128B swizzle wants them, so one linear bulk copy
+                 moves half a page (64 dims of all its keys)
      warps 1, 2  copy the rows of Q of the next tile, swizzled, while this one is computed
      warp 3      takes tile numbers from a counter in global memory and posts tiles in a mailbox
      the rest    WARPGROUPS groups of 64 rows: S = Q K^T, online softmax, O += P V
 
-   A warpgroup issues S of the next keys before O of the last, so that its softmax runs beside both;
-   and the two warpgroups take turns at issuing (two named barriers), so that one's products run
-   beside the other's softmax. Keys are taken from the last to the first: the causal mask then ends
-   with the first iterations, and the rest have none.
+   A warpgroup issues S of the next keys before O of the last, so that its softmax runs beside
+   products, its own and the other group's; at the end of a tile the next keys are the next tile's.
+   Keys are taken from the last to the first: the causal mask then ends with the first iterations.
+
+   Few rows over many keys would leave most of the chip idle: the host then asks for num_splits > 1,
+   and each tile is done in up to that many parts of its keys, as separate entries of the work list.
+   Parts go to `partials` in float32 and attention_prefill_combine joins them.
 
    Barriers, all mbarriers with a parity bit that flips each time a ring comes round:
      full_k, full_v [stage]   1 arrival + bytes   loader -> warpgroups
      empty_k, empty_v [stage] a warp each         warpgroups -> loader
      full_q [2] / empty_q [2] 2 warps / a warp each
-     full_tile / empty_tile   1 / every reading warp
+     full_work / empty_work   1 / every reading warp
    The loader zeroes rows of V past context_len (P is 0 there, but 0 * NaN is not) and never copies
    them; such rows of K are masked. O leaves through the tile's own part of the Q buffer.
 
    Launch: grid = min(SMs, upper bound of the number of tiles); block = 128 * (1 + WARPGROUPS);
-   shared memory = AT_BARRIERS + 1024 below; workspace = two zeroed int32, left zero.
+   shared memory = AT_BARRIERS + 1024 below; workspace = two zeroed int32, left zero;
+   partials = tiles * num_splits * PARTIAL_FLOATS float32 if num_splits > 1.
    -D HEAD_DIM (64, 128). page_size: 16 .. 256, a power of two. */
 
 #include "common.cuh"         // defines: bf16, mbarrier_*, cp_async_16, pack_bf16, exp2_fast
 #include "hopper.cuh"         // defines: wgmma_*, matrix_descriptor, registers_*, named_barrier_*
 #include "prefill_tiles.cuh"  // defines: PrefillTile, PrefillTiles, divide_by_group, group_inverse
 
-#ifndef WARPGROUPS
-#define WARPGROUPS 2
-#endif
-#ifndef OVERLAP  // S of the next keys is issued before O of the last
-#define OVERLAP 1
-#endif
-#ifndef PING_PONG
-#define PING_PONG 1
-#endif
-#ifndef TRAP
-#define TRAP 0
-#endif
-#ifndef LAZY  // the running maximum moves only when it grows by more than 2^LAZY
-#define LAZY 8
-#endif
-
 namespace {
 
+constexpr int WARPGROUPS = 2;  // that compute
 constexpr int ROWS = 64 * WARPGROUPS;
 constexpr int KEYS = 128;
 constexpr int STAGES = 2;
@@ -57,6 +46,7 @@ constexpr int HALF_BYTES = KEYS * 128;  // 64 dims of one K or V tile
 constexpr int TILE_BYTES = HALVES * HALF_BYTES;
 constexpr int Q_GROUP_BYTES = 64 * HEAD_DIM * 2;  // rows of one warpgroup
 constexpr int Q_BYTES = WARPGROUPS * Q_GROUP_BYTES;
+constexpr int PARTIAL_FLOATS = ROWS * (HEAD_DIM + 1);  // one split's O and log2-sum of each row
 constexpr int CONSUMER_WARPS = 4 * WARPGROUPS;
 constexpr int Q_WARPS = 2;
 
@@ -70,37 +60,57 @@ constexpr int FULL_V = EMPTY_K + 8 * STAGES;
 constexpr int EMPTY_V = FULL_V + 8 * STAGES;
 constexpr int FULL_Q = EMPTY_V + 8 * STAGES;
 constexpr int EMPTY_Q = FULL_Q + 16;
-constexpr int FULL_TILE = EMPTY_Q + 16;
-constexpr int EMPTY_TILE = FULL_TILE + 8;
-constexpr int AT_TILE = EMPTY_TILE + 8;
-constexpr int SHARED_BYTES = AT_TILE + 32;  // the launcher asks for 1 KB more than the tiles take
-static_assert(AT_TILE % 16 == 0 && SHARED_BYTES <= AT_BARRIERS + 1024, "layout");
+constexpr int FULL_WORK = EMPTY_Q + 16;
+constexpr int EMPTY_WORK = FULL_WORK + 8;
+constexpr int AT_MAILBOX = EMPTY_WORK + 8;
+constexpr int SHARED_BYTES =
+    AT_MAILBOX + 32;  // the launcher asks for 1 KB more than the tiles take
+static_assert(AT_MAILBOX % 16 == 0 && SHARED_BYTES <= AT_BARRIERS + 1024, "layout");
 
+constexpr int COMBINE_THREADS = 512;
 constexpr int PRODUCER_REGISTERS = 56;
-constexpr int CONSUMER_REGISTERS = WARPGROUPS == 2 ? 224 : 152;
+constexpr int CONSUMER_REGISTERS = 224;
 
-// Named barriers; 0 is __syncthreads.
-constexpr int TURN = 1;                   // + warpgroup
-constexpr int GROUP = TURN + WARPGROUPS;  // + warpgroup
+// The running maximum of a row moves only when it grows by more than this, as a power of two: P may
+// then reach 2^8, which costs no accuracy, and O need hardly ever be rescaled.
+constexpr float LAZY_LOG2 = 8.0f;
 
-// Reads the mailbox; `count` is how many tiles this warp has read before. The shuffles tell the
-// compiler that all lanes hold the same, so that loops and addresses use uniform registers.
-__device__ __forceinline__ PrefillTile read_tile(uint32_t base, const int* mailbox, int count) {
-    mbarrier_wait(base + FULL_TILE, count & 1);
-    const int4 first = *reinterpret_cast<const int4*>(mailbox);
-    const int2 second = *reinterpret_cast<const int2*>(mailbox + 4);
-    __syncwarp();
-    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + EMPTY_TILE);
-    return {__shfl_sync(~0u, first.x, 0), __shfl_sync(~0u, first.y, 0),
-        __shfl_sync(~0u, first.z, 0), __shfl_sync(~0u, first.w, 0), __shfl_sync(~0u, second.x, 0),
-        __shfl_sync(~0u, second.y, 0)};
-}
+// A tile, or the part of its keys that one of several splits takes.
+struct Work {
+    PrefillTile tile;
+    int split;
+    int slot;  // place in the list of all tiles and splits
+};
 
-__device__ __forceinline__ int count_key_tiles(
-    const PrefillTile& tile, int group, uint32_t inverse) {
+struct KeyTiles {
+    int first, last;  // last < first: nothing for this split
+};
+
+__device__ __forceinline__ KeyTiles key_tiles_of(
+    const Work& work, int num_splits, int group, uint32_t inverse) {
+    const PrefillTile& tile = work.tile;
     const int last_row = min(tile.row + ROWS, tile.q_len * group) - 1;
     const int visible = tile.context - tile.q_len + divide_by_group(last_row, group, inverse) + 1;
-    return (visible + KEYS - 1) / KEYS;
+    const int num = (visible + KEYS - 1) / KEYS;
+    const int each = (num + num_splits - 1) / num_splits;
+    return {work.split * each, min(num, (work.split + 1) * each) - 1};
+}
+
+// Reads the mailbox; `count` is how often this warp has read it before. The shuffles tell the
+// compiler that all lanes hold the same, so that loops and addresses use uniform registers.
+__device__ __forceinline__ Work read_work(uint32_t base, const int* mailbox, int count) {
+    mbarrier_wait(base + FULL_WORK, count & 1);
+    const int4 first = *reinterpret_cast<const int4*>(mailbox);
+    const int4 second = *reinterpret_cast<const int4*>(mailbox + 4);
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + EMPTY_WORK);
+    Work work;
+    work.tile = {__shfl_sync(~0u, first.x, 0), __shfl_sync(~0u, first.y, 0),
+        __shfl_sync(~0u, first.z, 0), __shfl_sync(~0u, first.w, 0), __shfl_sync(~0u, second.x, 0),
+        __shfl_sync(~0u, second.y, 0)};
+    work.split = __shfl_sync(~0u, second.z, 0);
+    work.slot = __shfl_sync(~0u, second.w, 0);
+    return work;
 }
 
 // Where the rows of a tile lie in q and out, in elements: `first` plus a row's own offset.
@@ -128,21 +138,31 @@ struct RowOffsets {
 
 __device__ __forceinline__ void schedule(uint32_t base, int* mailbox, const int* q_start,
     const int* context_lens, int first_seq, int num_seqs, int num_kv_heads, int group,
-    int* workspace) {
+    int num_splits, int* workspace) {
     const int lane = threadIdx.x & 31;
+    const uint32_t inverse = group_inverse(group);
     PrefillTiles<ROWS, HEAD_DIM * 4> tiles(
         q_start, context_lens, first_seq, num_seqs, group, num_kv_heads);
     int index = blockIdx.x;
-    for (int count = 0;; count++) {
-        const PrefillTile tile = tiles.find(index);
-        mbarrier_wait(base + EMPTY_TILE, (count & 1) ^ 1);
-        if (lane == 0) {
-            *reinterpret_cast<int4*>(mailbox) =
-                make_int4(tile.sequence, tile.kv_head, tile.row, tile.q_begin);
-            *reinterpret_cast<int2*>(mailbox + 4) = make_int2(tile.q_len, tile.context);
-            mbarrier_arrive(base + FULL_TILE);
+    for (int count = 0;;) {
+        const Work work = {tiles.find(index / num_splits), index % num_splits, index};
+        bool empty = false;
+        if (work.tile.sequence >= 0) {
+            const KeyTiles keys = key_tiles_of(work, num_splits, group, inverse);
+            empty = keys.last < keys.first;
         }
-        if (tile.sequence < 0) break;
+        if (!empty) {
+            mbarrier_wait(base + EMPTY_WORK, (count & 1) ^ 1);
+            count++;
+            if (lane == 0) {
+                *reinterpret_cast<int4*>(mailbox) = make_int4(
+                    work.tile.sequence, work.tile.kv_head, work.tile.row, work.tile.q_begin);
+                *reinterpret_cast<int4*>(mailbox + 4) =
+                    make_int4(work.tile.q_len, work.tile.context, work.split, work.slot);
+                mbarrier_arrive(base + FULL_WORK);
+            }
+        }
+        if (work.tile.sequence < 0) break;
         if (lane == 0) index = gridDim.x + atomicAdd(workspace, 1);
         index = __shfl_sync(~0u, index, 0);
     }
@@ -158,7 +178,7 @@ __device__ __forceinline__ void schedule(uint32_t base, int* mailbox, const int*
 
 __device__ __forceinline__ void load_kv(uint32_t base, char* shared, const int* mailbox,
     const char* kv, const int* seq_slots, const int* page_table, int table_stride, int page_size,
-    int num_kv_heads, int group) {
+    int num_kv_heads, int group, int num_splits) {
     const int lane = threadIdx.x & 31;
     const int copy_rows = min(page_size, KEYS);
     const int parts = KEYS / copy_rows;
@@ -170,19 +190,22 @@ __device__ __forceinline__ void load_kv(uint32_t base, char* shared, const int* 
 
     int stage = 0, parity = 1;
     for (int count = 0;; count++) {
-        const PrefillTile tile = read_tile(base, mailbox, count);
+        const Work work = read_work(base, mailbox, count);
+        const PrefillTile& tile = work.tile;
         if (tile.sequence < 0) break;
+        const KeyTiles key_tiles = key_tiles_of(work, num_splits, group, inverse);
         const int* pages = page_table + (int64_t)seq_slots[tile.sequence] * table_stride;
         const char* from_head = kv + tile.kv_head * 2 * block_bytes + half * page_size * 128;
-        int key = (count_key_tiles(tile, group, inverse) - 1) * KEYS;
+        int key = key_tiles.last * KEYS;
+        const int last_key = key_tiles.first * KEYS;  // the loop goes down
         int first = key + part * copy_rows;
         int page = half < HALVES && first < tile.context ? pages[first >> page_shift] : 0;
-        for (; key >= 0; key -= KEYS) {
+        for (; key >= last_key; key -= KEYS) {
             const int rows = half < HALVES ? min(copy_rows, tile.context - first) : 0;
             const char* from = from_head + (int64_t)(page * num_kv_heads) * (2 * block_bytes) +
                                (first & (page_size - 1)) * 128;
             first -= KEYS;
-            if (half < HALVES && key > 0) page = pages[first >> page_shift];
+            if (half < HALVES && key > last_key) page = pages[first >> page_shift];
             const int tile_rows = min(KEYS, tile.context - key);
 
             mbarrier_wait(base + EMPTY_K + 8 * stage, parity);
@@ -232,7 +255,7 @@ __device__ __forceinline__ void load_q(
     const int chunk = lane % CHUNKS;
     const uint32_t inverse = group_inverse(group);
     for (int count = 0;; count++) {
-        const PrefillTile tile = read_tile(base, mailbox, count);
+        const PrefillTile tile = read_work(base, mailbox, count).tile;
         if (tile.sequence < 0) break;
         const int buffer = count & 1;
         const RowOffsets offsets(tile, num_kv_heads, group, inverse);
@@ -312,7 +335,7 @@ __device__ __forceinline__ void softmax(float (&s)[64], float (&row_max)[2], flo
     float shift[2], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const bool moved = (top[r] - row_max[r]) * scale_log2 > (float)LAZY;
+        const bool moved = (top[r] - row_max[r]) * scale_log2 > LAZY_LOG2;
         const float next = moved ? top[r] : row_max[r];
         // A row that sees none of the keys yet has maximum -inf: its exponentials must be 0.
         shift[r] = next == -INFINITY_F ? 0.0f : next * scale_log2;
@@ -337,7 +360,7 @@ __device__ __forceinline__ void round_scores(const float (&s)[64], uint32_t (&p)
 
 __device__ __forceinline__ void rescale_output(
     float (&o)[HEAD_DIM / 2], const float (&rescale)[2]) {
-    if (LAZY > 0 && __all_sync(~0u, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
+    if (__all_sync(~0u, rescale[0] == 1.0f && rescale[1] == 1.0f)) return;
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= rescale[i / 2 & 1];
 }
@@ -346,6 +369,17 @@ __device__ __forceinline__ float reciprocal(float x) {
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+__device__ __forceinline__ float log2_fast(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 struct Ring {
@@ -359,17 +393,37 @@ struct Ring {
     }
 };
 
-// Normalises O and writes it through `rows`, this warp's 16 rows of Q that no product reads any more.
+// One split's part: O divided by its sum, then log2 of the sum with the maximum in it, all float32.
+// A row that sees none of the split's keys gets zeros and -inf.
+__device__ __forceinline__ void store_partial(const float (&o)[HEAD_DIM / 2],
+    const float (&row_max)[2], const float (&row_sum)[2], float scale_log2, float* partial,
+    int row) {
+    const int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float sum = quad_sum(row_sum[r]);
+        const float inverse_sum = sum == 0.0f ? 0.0f : reciprocal(sum);
+        float* to = partial + (row + g + 8 * r) * HEAD_DIM + 2 * t;
+#pragma unroll
+        for (int i = 0; i < HEAD_DIM / 8; i++) {
+            *reinterpret_cast<float2*>(to + 8 * i) =
+                make_float2(o[4 * i + 2 * r] * inverse_sum, o[4 * i + 2 * r + 1] * inverse_sum);
+        }
+        if (t == 0) {
+            partial[ROWS * HEAD_DIM + row + g + 8 * r] =
+                sum == 0.0f ? -INFINITY_F : row_max[r] * scale_log2 + log2_fast(sum);
+        }
+    }
+}
+
+// Normalises O and writes it through `rows`: this warp's 16 rows of Q, which no product reads now.
 __device__ __forceinline__ void store_output(const float (&o)[HEAD_DIM / 2],
     const float (&row_sum)[2], char* rows, bf16* out, const PrefillTile& tile, int warp_row,
     int num_kv_heads, int group, uint32_t inverse) {
     const int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float sum = row_sum[r];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        const float inverse_sum = reciprocal(sum);
+        const float inverse_sum = reciprocal(quad_sum(row_sum[r]));
         char* row = rows + (g + 8 * r) * 128 + 4 * t;
 #pragma unroll
         for (int i = 0; i < HEAD_DIM / 8; i++) {
@@ -396,7 +450,7 @@ __device__ __forceinline__ void store_output(const float (&o)[HEAD_DIM / 2],
 }
 
 __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* mailbox, bf16* out,
-    int num_kv_heads, int group, float scale, int warpgroup) {
+    float* partials, int num_kv_heads, int group, int num_splits, float scale, int warpgroup) {
     const int warp = __shfl_sync(~0u, threadIdx.x / 32 & 3, 0), lane = threadIdx.x & 31;
     const int in_tile = 64 * warpgroup + 16 * warp;  // this warp's first row
     const uint32_t inverse = group_inverse(group);
@@ -404,13 +458,14 @@ __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* 
     float s[64], o[HEAD_DIM / 2], row_max[2], row_sum[2], rescale[2];
     uint32_t p[32];
     Ring keys, values;
-    PrefillTile tile = read_tile(base, mailbox, 0);
-    if (tile.sequence < 0) return;
+    Work work = read_work(base, mailbox, 0);
+    if (work.tile.sequence < 0) return;
     int limit[2];    // last key that rows g and g + 8 see, from this thread's first column
     int first_seen;  // the same of the group's first row: key tiles up to it need no mask
-    int key_tile, count = 0;
+    int key_tile, last_key_tile, count = 0;
 
     auto begin = [&]() {
+        const PrefillTile& tile = work.tile;
         const int cached = tile.context - tile.q_len, last_row = tile.q_len * group - 1;
         first_seen =
             cached + divide_by_group(min(tile.row + 64 * warpgroup, last_row), group, inverse);
@@ -423,7 +478,9 @@ __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* 
         }
 #pragma unroll
         for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.0f;
-        key_tile = count_key_tiles(tile, group, inverse) - 1;
+        const KeyTiles key_tiles = key_tiles_of(work, num_splits, group, inverse);
+        key_tile = key_tiles.last;
+        last_key_tile = key_tiles.first;
     };
     auto q_tile = [&](int number) {
         return AT_Q + (number & 1) * Q_BYTES + warpgroup * Q_GROUP_BYTES;
@@ -452,13 +509,18 @@ __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* 
         values.advance();
     };
     auto store = [&]() {
-        named_barrier_sync(GROUP + warpgroup, 128);  // all of the group is done with its Q
-        store_output(o, row_sum, shared + q_tile(count) + warp * 16 * 128, out, tile,
-            tile.row + in_tile, num_kv_heads, group, inverse);
+        if (num_splits > 1) {
+            // Slot: the work's place in the list, as the combining kernel counts it.
+            store_partial(o, row_max, row_sum, scale_log2,
+                partials + (int64_t)work.slot * PARTIAL_FLOATS, in_tile);
+        } else {
+            named_barrier_sync(1 + warpgroup, 128);  // all of the group is done with its Q
+            store_output(o, row_sum, shared + q_tile(count) + warp * 16 * 128, out, work.tile,
+                work.tile.row + in_tile, num_kv_heads, group, inverse);
+        }
         release(EMPTY_Q + 8 * (count & 1));
     };
 
-    if (PING_PONG && warpgroup == 1) named_barrier_arrive(TURN + 0, 256);
     begin();
     mbarrier_wait(base + FULL_Q, 0);
     mbarrier_wait(base + FULL_K, 0);
@@ -469,25 +531,23 @@ __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* 
     round_scores(s, p);
     // Each turn: S of the next keys, which may be the next tile's first, and O of the last.
     while (true) {
-        const bool ends = key_tile == 0;
-        PrefillTile next;
+        const bool ends = key_tile == last_key_tile;
+        Work next;
         if (ends) {
-            next = read_tile(base, mailbox, count + 1);
-            if (next.sequence < 0) break;
-            mbarrier_wait(base + FULL_Q + 8 * (count + 1 & 1), (count + 1) >> 1 & 1);
+            next = read_work(base, mailbox, count + 1);
+            if (next.tile.sequence < 0) break;
+            mbarrier_wait(base + FULL_Q + 8 * ((count + 1) & 1), (count + 1) >> 1 & 1);
         }
         mbarrier_wait(base + FULL_K + 8 * keys.stage, keys.parity);
-        if (PING_PONG) named_barrier_sync(TURN + warpgroup, 256);
         scores(count + ends);
         output();
-        if (PING_PONG) named_barrier_arrive(TURN + 1 - warpgroup, 256);
         wgmma_wait<1>();
         keys_done();
         if (ends) {
             wgmma_wait<0>();
             values_done();
             store();
-            tile = next;
+            work = next;
             count++;
             begin();
         } else {
@@ -503,22 +563,21 @@ __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* 
     wgmma_wait<0>();
     values_done();
     store();
-    if (PING_PONG && warpgroup == 0) named_barrier_sync(TURN + 0, 256);
 }
 
 }  // namespace
 
 // q [num_tokens, Hq, HEAD_DIM], out [num_tokens, Hq * HEAD_DIM]; kv: one layer's pages;
 // page_table int32 [.., table_stride]; sequences first_seq .. first_seq + num_seqs - 1 of the step.
-extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1)
-    attention_prefill_sm90(const bf16* __restrict__ q, const char* __restrict__ kv,
-        bf16* __restrict__ out, const int* __restrict__ q_start,
-        const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
-        const int* __restrict__ page_table, int* __restrict__ workspace, int first_seq,
-        int num_seqs, int num_kv_heads, int group, int table_stride, int page_size, float scale) {
+extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1) attention_prefill_sm90(
+    const bf16* __restrict__ q, const char* __restrict__ kv, bf16* __restrict__ out,
+    const int* __restrict__ q_start, const int* __restrict__ context_lens,
+    const int* __restrict__ seq_slots, const int* __restrict__ page_table,
+    int* __restrict__ workspace, float* __restrict__ partials, int first_seq, int num_seqs,
+    int num_kv_heads, int group, int num_splits, int table_stride, int page_size, float scale) {
     extern __shared__ __align__(1024) char shared[];
     const uint32_t base = shared_address(shared);
-    int* mailbox = reinterpret_cast<int*>(shared + AT_TILE);
+    int* mailbox = reinterpret_cast<int*>(shared + AT_MAILBOX);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             mbarrier_init(base + FULL_K + 8 * i, 1);
@@ -530,11 +589,12 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1)
             mbarrier_init(base + FULL_Q + 8 * i, Q_WARPS);
             mbarrier_init(base + EMPTY_Q + 8 * i, CONSUMER_WARPS);
         }
-        mbarrier_init(base + FULL_TILE, 1);
-        mbarrier_init(base + EMPTY_TILE, 1 + Q_WARPS + CONSUMER_WARPS);
+        mbarrier_init(base + FULL_WORK, 1);
+        mbarrier_init(base + EMPTY_WORK, 1 + Q_WARPS + CONSUMER_WARPS);
         mbarrier_init_fence();
     }
     __syncthreads();
+    pdl_wait();
 
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == 0) {
@@ -542,15 +602,61 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1)
         const int warp = threadIdx.x / 32;
         if (warp == 0) {
             load_kv(base, shared, mailbox, kv, seq_slots, page_table, table_stride, page_size,
-                num_kv_heads, group);
+                num_kv_heads, group, num_splits);
         } else if (warp == 3) {
             schedule(base, mailbox, q_start, context_lens, first_seq, num_seqs, num_kv_heads, group,
-                workspace);
+                num_splits, workspace);
         } else {
             load_q(base, mailbox, q, num_kv_heads, group, warp - 1);
         }
     } else {
         registers_grow<CONSUMER_REGISTERS>();
-        compute(base, shared, mailbox, out, num_kv_heads, group, scale, warpgroup - 1);
+        compute(base, shared, mailbox, out, partials, num_kv_heads, group, num_splits, scale,
+            warpgroup - 1);
+    }
+}
+
+// Joins the splits of each tile in their order. One block a tile, one warp a row at a time.
+extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
+    attention_prefill_combine(const float* __restrict__ partials, bf16* __restrict__ out,
+        const int* __restrict__ q_start, const int* __restrict__ context_lens, int first_seq,
+        int num_seqs, int num_kv_heads, int group, int num_splits) {
+    constexpr int WIDTH = HEAD_DIM / 32;  // dims a lane
+    pdl_wait();
+    PrefillTiles<ROWS, HEAD_DIM * 4> tiles(
+        q_start, context_lens, first_seq, num_seqs, group, num_kv_heads);
+    const PrefillTile tile = tiles.find(blockIdx.x);
+    if (tile.sequence < 0) return;
+    const uint32_t inverse = group_inverse(group);
+    const KeyTiles first = key_tiles_of({tile, 0, 0}, num_splits, group, inverse);
+    const KeyTiles beyond = key_tiles_of({tile, num_splits, 0}, num_splits, group, inverse);
+    const int each = first.last - first.first + 1;
+    const int num_parts = (beyond.last + each) / each;  // beyond.last: the tile's last key tile
+    const RowOffsets offsets(tile, num_kv_heads, group, inverse);
+    const int num_rows = min(ROWS, tile.q_len * group - tile.row);
+    const int lane = threadIdx.x & 31;
+    for (int row = threadIdx.x / 32; row < num_rows; row += COMBINE_THREADS / 32) {
+        const float* part = partials + (int64_t)blockIdx.x * num_splits * PARTIAL_FLOATS;
+        float top = -INFINITY_F;
+        for (int i = 0; i < num_parts; i++) {
+            top = fmaxf(top, part[(int64_t)i * PARTIAL_FLOATS + ROWS * HEAD_DIM + row]);
+        }
+        float total = 0.0f, sum[WIDTH] = {};
+#pragma unroll 4
+        for (int i = 0; i < num_parts; i++, part += PARTIAL_FLOATS) {
+            const float weight = exp2_fast(part[ROWS * HEAD_DIM + row] - top);
+            total += weight;
+#pragma unroll
+            for (int d = 0; d < WIDTH; d++) {
+                sum[d] += weight * part[row * HEAD_DIM + lane * WIDTH + d];
+            }
+        }
+        const float inverse_total = reciprocal(total);
+        bf16* to = out + offsets.first + offsets.of(tile.row + row) + lane * WIDTH;
+#pragma unroll
+        for (int d = 0; d < WIDTH; d += 2) {
+            *reinterpret_cast<uint32_t*>(to + d) =
+                pack_bf16(sum[d] * inverse_total, sum[d + 1] * inverse_total);
+        }
     }
 }

@@ -2,17 +2,14 @@
 
    Rows are packed: the `group` query heads that share one kv head stand beside each other, so row r
    of a sequence is its token r / group and query head kv_head * group + r % group. A tile is ROWS
-   such rows of one (sequence, kv head). Packing costs nothing for long prompts (the heads of a token
-   are adjacent in memory) and fills the tile for short ones.
+   such rows of one (sequence, kv head). Packing costs nothing for long prompts (the heads of a
+   token are adjacent in memory) and fills the tile for short ones.
 
    Order: sequence by sequence; within one, blocks of kv heads whose keys and values fit the L2
    cache together; within a block, the rows that see most keys first (so that the last tiles to be
    taken are short ones), kv heads innermost. Nothing is stored: a warp finds tile i by a scan over
    the sequence lengths, 32 sequences at a time, and only ever moves forward. */
 #pragma once
-#ifndef L2_MB
-#define L2_MB 20
-#endif
 
 struct PrefillTile {
     int sequence;  // index in the step, or -1 past the last tile
@@ -35,7 +32,7 @@ __device__ __forceinline__ unsigned group_inverse(int group) {
 // Walks the work list; every lane of one warp holds it and calls it together.
 template <int ROWS, int TOKEN_BYTES>  // TOKEN_BYTES: key and value of one token and kv head
 struct PrefillTiles {
-    static constexpr int L2_BYTES = L2_MB << 20;  // keys and values meant to stay in L2
+    static constexpr int L2_BYTES = 20 << 20;  // keys and values meant to stay in L2
 
     const int* q_start;
     const int* context_lens;

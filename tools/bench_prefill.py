@@ -28,10 +28,9 @@ from minisgl_fast.backend.kv_layout import layer_shape
 
 PAGE_SIZE = 64
 NUM_KV_HEADS = 8
-HEAD_DIM = 128
 
-# Query heads, sequences, new tokens of each, cached tokens of each.
-ROWS = [
+# Query heads, sequences, new tokens of each, cached tokens of each; head_dim if not 128.
+ROWS: list[tuple[int, ...]] = [
     (16, 16, 1024, 0),
     (16, 4, 8192, 0),
     (16, 1, 32768, 0),
@@ -40,6 +39,10 @@ ROWS = [
     (40, 16, 1024, 0),
     (40, 4, 8192, 0),
     (40, 8, 1024, 8192),
+    (16, 1, 64, 32768),
+    (40, 4, 100, 8192),
+    (32, 16, 1024, 0, 64),
+    (32, 1, 32768, 0, 64),
 ]
 
 Run = Callable[[], Any]
@@ -53,15 +56,16 @@ class Problem:
     num_seqs: int
     q_len: int
     cached: int
+    head_dim: int = 128
 
     def __post_init__(self) -> None:
         self.context = self.q_len + self.cached
         self.num_tokens = self.num_seqs * self.q_len
         pages_per_seq = -(-self.context // PAGE_SIZE)
         num_pages = self.num_seqs * pages_per_seq
-        shape = layer_shape(num_pages, NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM)
+        shape = layer_shape(num_pages, NUM_KV_HEADS, PAGE_SIZE, self.head_dim)
         self.kv = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
-        q_shape = (self.num_tokens, self.num_heads, HEAD_DIM)
+        q_shape = (self.num_tokens, self.num_heads, self.head_dim)
         self.q = torch.randn(q_shape, dtype=torch.bfloat16, device="cuda")
         self.out = torch.empty_like(self.q).flatten(1)
         self.page_table = torch.randperm(num_pages, device="cuda").int().view(self.num_seqs, -1)
@@ -73,13 +77,14 @@ class Problem:
     @property
     def name(self) -> str:
         after = f" after {self.cached}" if self.cached else ""
-        return f"{self.num_heads} heads, {self.num_seqs} x {self.q_len}{after}"
+        heads = f"{self.num_heads} heads" + (", dim 64" if self.head_dim == 64 else "")
+        return f"{heads}, {self.num_seqs} x {self.q_len}{after}"
 
     @property
     def flops(self) -> float:
         """Both products over what the mask leaves."""
         seen = self.q_len * self.cached + self.q_len * (self.q_len + 1) / 2
-        return 4.0 * HEAD_DIM * self.num_heads * self.num_seqs * seen
+        return 4.0 * self.head_dim * self.num_heads * self.num_seqs * seen
 
 
 def ours(problem: Problem, wgmma: bool | None, variant: str = "") -> Run:
@@ -93,7 +98,7 @@ def ours(problem: Problem, wgmma: bool | None, variant: str = "") -> Run:
             for spec in specs
         )
     with mock.patch.object(cuda_prefill, "ATTENTION_PREFILL_SM90", specs):
-        attention = PrefillAttention(problem.num_heads, NUM_KV_HEADS, HEAD_DIM, wgmma=wgmma)
+        attention = PrefillAttention(problem.num_heads, NUM_KV_HEADS, problem.head_dim, wgmma=wgmma)
 
     def run() -> None:
         attention.launch(
@@ -107,7 +112,8 @@ def ours(problem: Problem, wgmma: bool | None, variant: str = "") -> Run:
             first_seq=0,
             num_seqs=problem.num_seqs,
             num_tokens=problem.num_tokens,
-            scale=HEAD_DIM**-0.5,
+            max_context=problem.context,
+            scale=problem.head_dim**-0.5,
         )
 
     return run
@@ -119,7 +125,7 @@ def torch_sdpa(problem: Problem, backend: SDPBackend) -> Run | None:
         return None
 
     def heads(count: int) -> Tensor:
-        shape = (problem.num_seqs, problem.q_len, count, HEAD_DIM)
+        shape = (problem.num_seqs, problem.q_len, count, problem.head_dim)
         return torch.randn(shape, dtype=torch.bfloat16, device="cuda").transpose(1, 2)
 
     q, k, v = heads(problem.num_heads), heads(NUM_KV_HEADS), heads(NUM_KV_HEADS)
@@ -149,12 +155,12 @@ def flashinfer(problem: Problem, backend: str) -> Run | None:
         (problem.context_lens - 1) % PAGE_SIZE + 1,
         problem.num_heads,
         NUM_KV_HEADS,
-        HEAD_DIM,
+        problem.head_dim,
         PAGE_SIZE,
         causal=True,
         q_data_type=torch.bfloat16,
     )
-    shape = (problem.page_table.numel(), 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
+    shape = (problem.page_table.numel(), 2, PAGE_SIZE, NUM_KV_HEADS, problem.head_dim)
     kv = problem.kv.view(shape)
     return lambda: wrapper.run(problem.q, kv)
 
@@ -163,7 +169,7 @@ def median_ms(runs: list[Run | None], repeats: int) -> list[float | None]:
     """Medians of all contestants, launched in turn, so that a warm chip slows them all alike."""
 
     def event() -> Any:
-        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
 
     present = [run for run in runs if run is not None]
     times: list[list[Any]] = [[] for _ in present]

@@ -205,6 +205,7 @@ class CudaBackend:
             first_seq=step.num_decode,
             num_seqs=step.num_seqs - step.num_decode,
             num_tokens=num_tokens - step.num_decode,
+            max_context=step.max_context,
             scale=scale,
         )
         return out

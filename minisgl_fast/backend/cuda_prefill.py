@@ -23,12 +23,17 @@ MMA_KEYS = 64
 WGMMA_BLOCK = 384
 WGMMA_KEYS = 128
 
+# Splitting the keys of a tile over several blocks: at most so often, at least so many keys each.
+MAX_SPLITS = 32
+MIN_SPLIT_KEYS = 512
+COMBINE_BLOCK = 512
+
 
 class PrefillAttention:
     """The prefill kernel of one model shape on torch's current device.
 
     ``wgmma`` picks the Hopper kernel; by default where the device is a Hopper. Launches share a
-    counter in ``_workspace``, so they must follow one another on one stream.
+    counter and a buffer for partial results, so they must follow one another on one stream.
     """
 
     def __init__(
@@ -46,19 +51,22 @@ class PrefillAttention:
             wgmma = (properties.major, properties.minor) == (9, 0)
         halves = head_dim // HALF
         self._kernel: Kernel
-        if wgmma:
-            # Two stages of K and V, two buffers of Q, barriers.
-            self._shared_bytes = (4 * WGMMA_KEYS + 2 * ROWS) * head_dim * 2 + 1024
-            self._block = WGMMA_BLOCK
-            self._max_grid = properties.multi_processor_count
-            spec, entry = ATTENTION_PREFILL_SM90[halves - 1], "attention_prefill_sm90"
-        else:
+        self._combine: Kernel | None = None
+        if not wgmma:
             self._shared_bytes = 4 * MMA_KEYS * head_dim * 2
-            self._block = MMA_BLOCK
-            self._max_grid = 2**31 - 1
-            spec, entry = ATTENTION_PREFILL[halves - 1], "attention_prefill"
-        self._kernel = get_kernel(spec, entry, self._shared_bytes)
+            spec = ATTENTION_PREFILL[halves - 1]
+            self._kernel = get_kernel(spec, "attention_prefill", self._shared_bytes)
+            return
+        # Two stages of K and V, two buffers of Q, barriers.
+        self._shared_bytes = (4 * WGMMA_KEYS + 2 * ROWS) * head_dim * 2 + 1024
+        spec = ATTENTION_PREFILL_SM90[halves - 1]
+        self._kernel = get_kernel(spec, "attention_prefill_sm90", self._shared_bytes)
+        self._combine = get_kernel(spec, "attention_prefill_combine")
+        self._num_blocks = properties.multi_processor_count
         self._workspace = torch.zeros(2, dtype=torch.int32, device=device)
+        # O of every row, and the logarithm of its sum, of as many parts as there are blocks.
+        size = self._num_blocks * ROWS * (head_dim + 1)
+        self._partials = torch.empty(size, dtype=torch.float32, device=device)
 
     def launch(
         self,
@@ -73,6 +81,7 @@ class PrefillAttention:
         first_seq: int,
         num_seqs: int,
         num_tokens: int,
+        max_context: int,
         scale: float,
     ) -> None:
         """Enqueue attention of sequences first_seq .. first_seq + num_seqs - 1 of a step.
@@ -80,31 +89,35 @@ class PrefillAttention:
         q [all tokens of the step, num_heads, head_dim] and out [all tokens, num_heads * head_dim]
         bfloat16, contiguous; kv_layer in the layout of ``kv_layout.py``; q_start [>= first_seq +
         num_seqs + 1], context_lens, seq_slots, page_table [slots, pages] int32. ``num_tokens``: at
-        least the tokens of these sequences. Rows of other sequences are not touched.
+        least the tokens of these sequences; ``max_context``: the longest of their contexts, or 0 to
+        keep every tile in one block. Rows of other sequences are not touched.
         """
         if num_seqs == 0 or num_tokens == 0:
             return
         # Each sequence fills all but its last tile.
         tiles = (num_tokens * self._group // ROWS + num_seqs) * self._num_kv_heads
+        tensors = (q, kv_layer, out, q_start, context_lens, seq_slots, page_table)
+        pointers = tuple(tensor.data_ptr() for tensor in tensors)
+        sequences = (first_seq, num_seqs, self._num_kv_heads, self._group)
+        layout = (page_table.stride(0), kv_layer.shape[-2], scale)
+        if self._combine is None:
+            arguments = (*pointers, *sequences, *layout)
+            self._kernel.launch((tiles,), MMA_BLOCK, arguments, self._shared_bytes, pdl=True)
+            return
+        num_splits = min(self._num_blocks // tiles, max_context // MIN_SPLIT_KEYS, MAX_SPLITS)
+        num_splits = max(num_splits, 1)
+        buffers = (self._workspace.data_ptr(), self._partials.data_ptr())
         self._kernel.launch(
-            (min(tiles, self._max_grid),),
-            self._block,
-            (
-                q.data_ptr(),
-                kv_layer.data_ptr(),
-                out.data_ptr(),
-                q_start.data_ptr(),
-                context_lens.data_ptr(),
-                seq_slots.data_ptr(),
-                page_table.data_ptr(),
-                self._workspace.data_ptr(),
-                first_seq,
-                num_seqs,
-                self._num_kv_heads,
-                self._group,
-                page_table.stride(0),
-                kv_layer.shape[-2],
-                scale,
-            ),
+            (min(tiles * num_splits, self._num_blocks),),
+            WGMMA_BLOCK,
+            (*pointers, *buffers, *sequences, num_splits, *layout),
             self._shared_bytes,
+            pdl=True,
         )
+        if num_splits > 1:
+            self._combine.launch(
+                (tiles,),
+                COMBINE_BLOCK,
+                (buffers[1], *pointers[2:5], *sequences, num_splits),
+                pdl=True,
+            )

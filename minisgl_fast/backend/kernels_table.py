@@ -70,7 +70,7 @@ ATTENTION_PREFILL_SM90 = tuple(
     KernelSpec(
         name=f"attention_prefill_sm90_d{head_dim}",
         source="attention_prefill_sm90.cu",
-        entries=("attention_prefill_sm90",),
+        entries=("attention_prefill_sm90", "attention_prefill_combine"),
         defines=(("HEAD_DIM", head_dim),),
         only=("sm_90a",),
     )

@@ -58,6 +58,7 @@ class Case:
     values: list[Tensor]
     num_decode: int
     scale: float
+    max_context: int  # as the launch is told; 0: no splits
 
     def run(self) -> Tensor:
         out = torch.full_like(self.q.flatten(1), float("nan"))
@@ -72,6 +73,7 @@ class Case:
             first_seq=self.num_decode,
             num_seqs=len(self.keys) - self.num_decode,
             num_tokens=self.q.shape[0] - self.num_decode,
+            max_context=self.max_context,
             scale=self.scale,
         )
         torch.cuda.synchronize()
@@ -140,6 +142,7 @@ def make_case(
         values=values,
         num_decode=num_decode,
         scale=head_dim**-0.5,
+        max_context=max(context for _, context in lengths),
     )
 
 
@@ -231,6 +234,20 @@ def test_decode_rows_of_a_mixed_batch_are_left_alone(wgmma: bool) -> None:
 def test_cached_prefix(wgmma: bool, cached: int) -> None:
     for q_len in (1, 50, 600):
         check(make_case(wgmma, (16, 8, 128), [(q_len, cached + q_len)] * 2, seed=cached))
+
+
+@needs_hopper
+@pytest.mark.parametrize("shape", [(16, 8, 128), (40, 8, 128), (14, 2, 64), (9, 3, 64)])
+@pytest.mark.parametrize("lengths", [[(1, 5000)], [(33, 32768)], [(70, 9000), (1, 100), (9, 9)]])
+def test_few_rows_over_many_keys_are_split(
+    shape: tuple[int, int, int], lengths: list[tuple[int, int]]
+) -> None:
+    case = make_case(True, shape, lengths, seed=9)
+    split = check(case).float()
+    case.max_context = 0
+    whole = check(case).float()
+    assert not torch.equal(split, whole), "nothing was split"
+    assert (split - whole).norm() / whole.norm() < 5e-3
 
 
 @pytest.mark.parametrize("wgmma", PATHS)
