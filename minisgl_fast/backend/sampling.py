@@ -42,10 +42,13 @@ from minisgl_fast.backend.step import (
 MIN_TEMPERATURE = 1e-5
 MAX_GUMBEL_GAP = 21.0
 # Filters look at this many of the largest values first; rows for which that is not enough (flat
-# distributions, a huge top_k) are sorted whole.
-NUM_SORTED_FIRST = 1024
-# Philox is some 100 passes over int64 arrays: chunks of this many stay in the cache.
+# distributions, a huge top_k) are looked at again with so many times more, at last all of them.
+NUM_SORTED_FIRST = 128
+SORTED_GROWTH = 16
+# Philox is some 150 passes over int64 arrays: chunks of this many stay in the cache.
 PHILOX_CHUNK = 1 << 14
+# Noise for every id is cheaper than picking ids, unless fewer than one in so many is kept.
+SPARSE_RATIO = 16
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -70,7 +73,8 @@ def sample(logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: i
         plain = (~is_special).nonzero().flatten()
         if len(plain):
             tokens[plain] = _greedy(logits[plain])
-        tokens[rows] = _sample_rows(logits[rows].float(), rows, step, state)
+        scores = _take(logits, rows).to(torch.float32, copy=len(rows) == len(logits))
+        tokens[rows] = _sample_rows(scores, rows, step, state)
     slots = step.sample_slots.long()
     state.last_token[slots] = tokens.clamp(min=0).int()
     counted = ((flags & HAS_PENALTIES != 0) & (tokens >= 0)).nonzero().flatten()
@@ -95,17 +99,28 @@ def philox4x32(
 ) -> Tensor:
     """Philox4x32-10: four words [..., 4] for every counter and key.
 
-    Words are int64 tensors holding 0..2^32-1, broadcast against each other. A product of two
-    words wraps around in int64 but keeps all 64 bits, so shifts and masks take it apart exactly.
+    Words are int64 holding 0..2^32-1; the first has the shape of the result, the others broadcast
+    to it. A product of two words wraps around in int64 but keeps all its 64 bits, so shifts and
+    masks take it apart exactly. Few and reused buffers: fresh memory would cost more than the
+    arithmetic.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+    shape = counter[0].shape
+    c0, c1, c2, c3 = (word.expand(shape) for word in counter)
+    k0, k1 = (word.clone() for word in key)
+    first, second, b0, b1, b2, b3 = torch.empty(6, *shape, dtype=torch.int64).unbind()
     for index in range(_NUM_ROUNDS):
         if index:
-            k0, k1 = (k0 + _KEY_STEPS[0]) & _WORD, (k1 + _KEY_STEPS[1]) & _WORD
-        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = (second >> 32) & _WORD ^ c1 ^ k0, (first >> 32) & _WORD ^ c3 ^ k1
-        c1, c3 = second & _WORD, first & _WORD
+            k0.add_(_KEY_STEPS[0]).bitwise_and_(_WORD)
+            k1.add_(_KEY_STEPS[1]).bitwise_and_(_WORD)
+        torch.mul(c0, _MULTIPLIERS[0], out=first)
+        torch.mul(c2, _MULTIPLIERS[1], out=second)
+        torch.bitwise_right_shift(second, 32, out=b0)
+        b0.bitwise_and_(_WORD).bitwise_xor_(c1).bitwise_xor_(k0)
+        torch.bitwise_and(second, _WORD, out=b1)
+        torch.bitwise_right_shift(first, 32, out=b2)
+        b2.bitwise_and_(_WORD).bitwise_xor_(c3).bitwise_xor_(k1)
+        torch.bitwise_and(first, _WORD, out=b3)
+        c0, c1, c2, c3 = b0, b1, b2, b3
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
@@ -115,7 +130,7 @@ def _greedy(logits: Tensor) -> Tensor:
 
 
 def _sample_rows(scores: Tensor, rows: Tensor, step: StepTensors, state: DeviceState) -> Tensor:
-    """Tokens of those samples (``rows``) that are more than an argmax of their logits."""
+    """Tokens of samples ``rows``, which are more than an argmax; ``scores`` are used up."""
     flags = step.sample_flags[rows]
     penalized = (flags & HAS_PENALTIES != 0).nonzero().flatten()
     if len(penalized):
@@ -126,20 +141,27 @@ def _sample_rows(scores: Tensor, rows: Tensor, step: StepTensors, state: DeviceS
     tokens = torch.where(largest.isfinite(), tokens, -1)
     drawn = ((step.temperature[rows] >= MIN_TEMPERATURE) & (tokens >= 0)).nonzero().flatten()
     if len(drawn):
-        if len(drawn) < len(rows):
-            scores, rows = scores[drawn], rows[drawn]
-        tokens[drawn] = _draw(scores.div_(step.temperature[rows].unsqueeze(1)), rows, step)
+        tokens[drawn] = _draw(_take(scores, drawn), _take(rows, drawn), step)
     return tokens
 
 
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] of ascending rows; x itself if they are all of them."""
+    return x if len(rows) == len(x) else x[rows]
+
+
 def _penalize(scores: Tensor, rows: Tensor, step: StepTensors, state: DeviceState) -> Tensor:
+    """Scores after step 1; only ids that were seen change, and they are few."""
     packed = state.counts[step.sample_slots[rows].long(), : scores.shape[1]]
-    count = (packed & COUNT_MASK).float()
-    repetition = step.repetition[rows].unsqueeze(1)
-    repeated = torch.where(scores > 0, scores / repetition, scores * repetition)
-    scores = torch.where(packed != 0, repeated, scores)
-    presence = torch.where(count > 0, step.presence[rows].unsqueeze(1), 0.0)
-    return scores - (step.frequency[rows].unsqueeze(1) * count + presence)
+    owner, ids = packed.nonzero(as_tuple=True)
+    count = (packed[owner, ids] & COUNT_MASK).float()
+    rows = rows[owner]
+    seen = scores[owner, ids]
+    repetition = step.repetition[rows]
+    seen = torch.where(seen > 0, seen / repetition, seen * repetition)
+    presence = torch.where(count > 0, step.presence[rows], 0.0)
+    scores[owner, ids] = seen - (step.frequency[rows] * count + presence)
+    return scores
 
 
 def _add_bias(scores: Tensor, biased: Tensor, rows: Tensor, step: StepTensors) -> None:
@@ -158,16 +180,16 @@ def _add_bias(scores: Tensor, biased: Tensor, rows: Tensor, step: StepTensors) -
 
 
 def _draw(scores: Tensor, rows: Tensor, step: StepTensors) -> Tensor:
-    """Tokens drawn from tempered scores [n, vocab_limit], row i with the parameters of rows[i]."""
+    """Tokens drawn from penalized and biased logits [n, vocab_limit], row i as sample rows[i]."""
+    scores = scores / step.temperature[rows].unsqueeze(1)
     largest = scores.amax(dim=-1)
-    threshold = largest - MAX_GUMBEL_GAP
-    top_k, top_p, min_p = step.top_k[rows], step.top_p[rows], step.min_p[rows]
-    threshold = torch.maximum(threshold, largest + min_p.log())
+    threshold = torch.maximum(largest - MAX_GUMBEL_GAP, largest + step.min_p[rows].log())
     vocab_limit = scores.shape[1]
-    top_k = torch.where((top_k > 0) & (top_k < vocab_limit), top_k, vocab_limit).long()
+    top_k, top_p = step.top_k[rows].long(), step.top_p[rows]
+    top_k = torch.where((top_k > 0) & (top_k < vocab_limit), top_k, vocab_limit)
     filtered = ((top_k < vocab_limit) | (top_p < 1.0)).nonzero().flatten()
     if len(filtered):
-        kept = _filter(scores[filtered], top_k[filtered], top_p[filtered])
+        kept = _filter(_take(scores, filtered), top_k[filtered], top_p[filtered])
         threshold[filtered] = torch.maximum(threshold[filtered], kept)
     seed_lo, seed_hi = step.seed_lo[rows].long() & _WORD, step.seed_hi[rows].long() & _WORD
     positions = step.sample_positions[rows].long() & _WORD
@@ -177,54 +199,73 @@ def _draw(scores: Tensor, rows: Tensor, step: StepTensors) -> Tensor:
 def _filter(
     scores: Tensor, top_k: Tensor, top_p: Tensor, num_sorted: int = NUM_SORTED_FIRST
 ) -> Tensor:
-    """The smallest score that top_k and top_p keep, [n]; top_k = vocab_limit and top_p = 1: off."""
-    num_sorted = min(num_sorted, scores.shape[1])
+    """The smallest score that top_k and top_p keep, [n]; top_k = vocab_limit and top_p = 1: off.
+
+    Looks at the ``num_sorted`` largest scores of each row, and for rows where more are needed again
+    with more. Sums are float64, so that their order does not matter.
+    """
+    vocab_limit = scores.shape[1]
+    num_sorted = min(num_sorted, vocab_limit)
     values = scores.topk(num_sorted, dim=-1).values
-    largest = values[:, :1]
-    is_cut = top_k <= num_sorted
-    kth = values.gather(1, (top_k.clamp(max=num_sorted) - 1).unsqueeze(1)).squeeze(1)
-    threshold = torch.where(is_cut, kth, float("-inf"))
-    is_done = is_cut | (top_k == scores.shape[1])
-    has_top_p = (top_p < 1.0).nonzero().flatten()
-    if len(has_top_p):
-        low = threshold[has_top_p].unsqueeze(1)
-        shifted = scores[has_top_p] - largest[has_top_p]
-        weights = shifted.exp_().masked_fill_(scores[has_top_p] < low, 0.0)
-        goal = weights.sum(dim=-1, dtype=torch.float64) * top_p[has_top_p]
-        sorted_weights = (values[has_top_p] - largest[has_top_p]).exp_().double()
-        reached = sorted_weights.cumsum(dim=-1) >= goal.unsqueeze(1)
-        last = reached.int().argmax(dim=-1, keepdim=True)
-        nucleus = values[has_top_p].gather(1, last).squeeze(1)
-        # A prefix longer than what was sorted: with top_k all the rest are ties of its threshold.
-        is_reached = reached.any(dim=-1)
-        threshold[has_top_p] = torch.where(
-            is_reached, torch.maximum(nucleus, threshold[has_top_p]), threshold[has_top_p]
-        )
-        is_done[has_top_p] &= is_reached | is_cut[has_top_p]
-    rest = (~is_done).nonzero().flatten()
-    if len(rest) and num_sorted < scores.shape[1]:
-        threshold[rest] = _filter(scores[rest], top_k[rest], top_p[rest], scores.shape[1])
-    return threshold
+    weights = (values - values[:, :1]).exp_().double()
+    has_top_k, has_top_p = top_k < vocab_limit, top_p < 1.0
+    kth = values.gather(1, (top_k.clamp(max=num_sorted) - 1).unsqueeze(1))
+    total = weights.masked_fill(values < kth, 0.0).sum(dim=-1)
+    unlimited = (has_top_p & ~has_top_k).nonzero().flatten()
+    if len(unlimited):
+        shifted = _take(scores, unlimited) - values[unlimited, :1]
+        total[unlimited] = shifted.exp_().sum(dim=-1, dtype=torch.float64)
+    reached = weights.cumsum(dim=-1) >= (total * top_p).unsqueeze(1)
+    last = values.gather(1, reached.int().argmax(dim=-1, keepdim=True))
+    threshold = torch.where(has_top_k.unsqueeze(1), kth, float("-inf"))
+    threshold = torch.where(has_top_p.unsqueeze(1), torch.maximum(threshold, last), threshold)
+    # With top_k all that is kept must be in sight, its last ties too; without, the nucleus.
+    sees_enough = torch.where(has_top_k, values[:, -1] < kth[:, 0], reached.any(dim=-1))
+    rest = (~sees_enough).nonzero().flatten()
+    if len(rest) and num_sorted < vocab_limit:
+        num_sorted *= SORTED_GROWTH
+        threshold[rest] = _filter(scores[rest], top_k[rest], top_p[rest], num_sorted).unsqueeze(1)
+    return threshold.squeeze(1)
 
 
 def _gumbel_argmax(
     scores: Tensor, threshold: Tensor, positions: Tensor, seed_lo: Tensor, seed_hi: Tensor
 ) -> Tensor:
     """argmax of score + g(id) over the ids of each row that reach its threshold, [n] int64."""
-    rows, ids = (scores >= threshold.unsqueeze(1)).nonzero(as_tuple=True)
-    num_blocks = (scores.shape[1] + 3) // 4
+    num_rows, vocab_limit = scores.shape
+    num_blocks = (vocab_limit + 3) // 4  # ids of a row that share a counter, four by four
+    is_kept = scores >= threshold.unsqueeze(1)
+    if int(is_kept.count_nonzero()) * SPARSE_RATIO > scores.numel():
+        noise = torch.empty(num_rows, num_blocks, 4)
+        rows_at_once = max(1, PHILOX_CHUNK // num_blocks)
+        columns = torch.arange(num_blocks)
+        for row in range(0, num_rows, rows_at_once):
+            part = noise[row : row + rows_at_once]
+            words = [x[row : row + rows_at_once, None] for x in (positions, seed_lo, seed_hi)]
+            for first in range(0, num_blocks, PHILOX_CHUNK):
+                blocks = columns[first : first + PHILOX_CHUNK].expand(len(part), -1)
+                part[:, first : first + PHILOX_CHUNK] = _gumbel(blocks, *words)
+        noisy = noise.view(num_rows, -1)[:, :vocab_limit].add_(scores)
+        return noisy.masked_fill_(is_kept.logical_not_(), float("-inf")).argmax(dim=-1)
+
+    rows, ids = is_kept.nonzero(as_tuple=True)
     blocks, block_of = torch.unique_consecutive(rows * num_blocks + (ids >> 2), return_inverse=True)
     noise = torch.empty(len(blocks), 4)
-    zero = torch.zeros((), dtype=torch.int64)
     for first in range(0, len(blocks), PHILOX_CHUNK):
-        chunk = blocks[first : first + PHILOX_CHUNK]
-        row = chunk // num_blocks
-        counter = (chunk % num_blocks, positions[row], zero, zero)
-        words = philox4x32(counter, (seed_lo[row], seed_hi[row]))
-        uniform = ((words >> 9).float() + 0.5) * 2.0**-23
-        noise[first : first + PHILOX_CHUNK] = -(-uniform.log()).log()
-    noisy = scores[rows, ids] + noise[block_of, ids & 3]
-    best = torch.full_like(threshold, float("-inf")).scatter_reduce_(0, rows, noisy, "amax")
-    wins = noisy == best[rows]
-    tokens = torch.full_like(positions, scores.shape[1])
+        part = blocks[first : first + PHILOX_CHUNK]
+        row = part // num_blocks
+        words = [x[row] for x in (positions, seed_lo, seed_hi)]
+        noise[first : first + PHILOX_CHUNK] = _gumbel(part % num_blocks, *words)
+    candidates = scores[rows, ids] + noise[block_of, ids & 3]
+    best = torch.full_like(threshold, float("-inf")).scatter_reduce_(0, rows, candidates, "amax")
+    wins = candidates == best[rows]
+    tokens = torch.full_like(positions, vocab_limit)
     return tokens.scatter_reduce_(0, rows[wins], ids[wins], "amin")
+
+
+def _gumbel(blocks: Tensor, positions: Tensor, seed_lo: Tensor, seed_hi: Tensor) -> Tensor:
+    """g [..., 4] of the ids 4 * blocks .. 4 * blocks + 3."""
+    zero = torch.zeros((), dtype=torch.int64)
+    words = philox4x32((blocks, positions, zero, zero), (seed_lo, seed_hi))
+    uniform = words.bitwise_right_shift_(9).float().add_(0.5).mul_(2.0**-23)
+    return uniform.log_().neg_().log_().neg_()

@@ -147,7 +147,9 @@ def test_a_mixed_batch_gives_what_the_numpy_version_gives(vocab_limit, dtype):
         step = make_step(
             sample_slots=slots, sample_positions=positions, params=params, biases=biases
         )
+        before = logits.clone()
         tokens = sample(logits, step, state, vocab_limit)
+        assert torch.equal(logits, before)
         rows = logits.float().numpy()[:, :vocab_limit]
         expected = [
             numpy_sample(rows[i], params[i], biases[i], histories[i], positions[i])
