@@ -423,10 +423,10 @@ struct Partials {
         return 2 * (first + split) + (split == 0 ? 1 : 0);
     }
     __device__ float* o(int slot, int head) const {
-        return base + (int64_t)slot * FLOATS + head * HEAD_DIM;
+        return base + (uint32_t)(slot * FLOATS + head * HEAD_DIM);
     }
     __device__ float2* max_sum(int slot, int head) const {
-        return (float2*)(base + (int64_t)slot * FLOATS + HEAD_TILES * HEADS * HEAD_DIM) + head;
+        return (float2*)(base + (uint32_t)(slot * FLOATS + HEAD_TILES * HEADS * HEAD_DIM)) + head;
     }
 };
 
@@ -497,10 +497,10 @@ __device__ void merge_heads(
     const Partials& partials) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int quad = lane % DIM_QUADS, row = lane / DIM_QUADS;
-    int parts = num_heads == 1 ? WARPS : num_heads == 2 ? WARPS / 2 : 1;
-    int part = warp / (WARPS / parts);
+    int shift = num_heads == 1 ? 2 : num_heads == 2 ? 1 : 0;  // of the number of parts, 4, 2 or 1
+    int parts = 1 << shift, part = warp >> (2 - shift);
 #pragma unroll 1
-    for (int head = warp % (WARPS / parts); head < num_heads; head += WARPS) {
+    for (int head = warp & (3 >> shift); head < num_heads; head += WARPS) {
         int column = n * HEADS + head;
         float max = -INFINITY_F, total = 0.0f, weight = 0.0f;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
@@ -508,18 +508,20 @@ __device__ void merge_heads(
         for (int i = 0, begin = part; begin < num_splits;) {
             // The rows travel beside what they are weighed by: nothing waits before both are asked
             // for. Past the end the last row comes again, with weight 0.
+            float2 mine = make_float2(-INFINITY_F, 0.0f);
+            int lane_split = begin + lane * parts;
+            if (i == 0 && lane_split < num_splits)
+                mine = __ldcg(partials.max_sum(Partials::slot_of(first, lane_split), column));
             float4 o[MERGE_LOADS];
+            int split = begin + (i + row) * parts;
 #pragma unroll
             for (int k = 0; k < MERGE_LOADS; k++) {
-                int split = min(begin + (i + k * ROWS_AT_ONCE + row) * parts, num_splits - 1);
-                o[k] = __ldcg(
-                    (const float4*)partials.o(Partials::slot_of(first, split), column) + quad);
+                int clamped = min(split, num_splits - 1);
+                int slot = k == 0 ? Partials::slot_of(first, clamped) : 2 * (first + clamped);
+                o[k] = __ldcg((const float4*)partials.o(slot, column) + quad);
+                split += ROWS_AT_ONCE * parts;
             }
             if (i == 0) {
-                int split = begin + lane * parts;
-                float2 mine = make_float2(-INFINITY_F, 0.0f);
-                if (split < num_splits)
-                    mine = __ldcg(partials.max_sum(Partials::slot_of(first, split), column));
                 float updated = fmaxf(max, warp_max(mine.x));
                 float alpha = exp2_fast(max - updated);
                 weight = exp2_fast(mine.x - updated);
@@ -601,9 +603,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     pdl_wait();
     pdl_launch_dependents();
     int num_q_heads = num_kv_heads * group;
+#pragma unroll 1
     for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
         if (context_lens[seq] != 0) continue;
         uint4* row = (uint4*)(out + (int64_t)seq * num_q_heads * HEAD_DIM);
+#pragma unroll 1
         for (int i = threadIdx.x; i < num_q_heads * HEAD_DIM / 8; i += CONSUMERS)
             row[i] = make_uint4(0, 0, 0, 0);
     }

@@ -49,6 +49,19 @@ __device__ __forceinline__ bf16 float_to_bf16(float x) {
 // A float rounded to what bf16 can hold.
 __device__ __forceinline__ float round_bf16(float x) { return bf16_low(pack_bf16(x, 0.0f)); }
 
+// Pairs: each product or sum rounded once, as if computed in float and rounded.
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+    return fma_bf16x2(a, b, 0x80008000u);  // plus minus zero: keeps the sign of a zero product
+}
+__device__ __forceinline__ uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+    return fma_bf16x2(a, 0x3f803f80u, b);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Math and warps
 
@@ -224,6 +237,28 @@ __device__ __forceinline__ void fence_proxy_async() {
 
 // ---------------------------------------------------------------------------------------------
 // Programmatic dependent launch; nothing on older chips
+
+// Reads that stay before pdl_wait: ptxas moves the wait above reads through the constant path (what a
+// const __restrict__ pointer gives), but not above these.
+__device__ __forceinline__ int load_before_wait(const int* pointer) {
+    int x;
+    asm volatile("ld.global.s32 %0, [%1];" : "=r"(x) : "l"(pointer));
+    return x;
+}
+__device__ __forceinline__ float4 load_before_wait(const float4* pointer) {
+    float4 x;
+    asm volatile("ld.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(pointer));
+    return x;
+}
+__device__ __forceinline__ uint4 load_before_wait(const uint4* pointer) {
+    uint4 x;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(pointer));
+    return x;
+}
 
 // Waits for the kernels before this one; first statement that touches memory they write comes after.
 __device__ __forceinline__ void pdl_wait() {

@@ -24,22 +24,20 @@ constexpr int LANES = HEAD_DIM / 8;  // lanes a head
 constexpr int HEADS_PER_PASS = THREADS / LANES;
 constexpr int ITERATIONS = 4;
 
-// x = weight * round(x / rms(x)), rounded; the head's lanes are LANES neighbours of one warp.
-__device__ __forceinline__ void rms_norm_head(float (&x)[8], const bf16* weight, float eps) {
+// weight * round(x / rms(x)), rounded; the head's lanes are LANES neighbours of one warp.
+__device__ __forceinline__ void rms_norm_head(uint32_t (&x)[4], uint4 weight, float eps) {
+    const uint32_t w[4] = {weight.x, weight.y, weight.z, weight.w};
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 8; i++) sum += x[i] * x[i];
+    for (int i = 0; i < 4; i++)
+        sum += bf16_low(x[i]) * bf16_low(x[i]) + bf16_high(x[i]) * bf16_high(x[i]);
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset >>= 1)
         sum += __shfl_xor_sync(~0u, sum, offset);
     float scale = rsqrtf(sum * (1.0f / HEAD_DIM) + eps);
-    uint4 packed = *(const uint4*)weight;
-    const uint32_t w[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        x[2 * i] = round_bf16(round_bf16(x[2 * i] * scale) * bf16_low(w[i]));
-        x[2 * i + 1] = round_bf16(round_bf16(x[2 * i + 1] * scale) * bf16_high(w[i]));
-    }
+    for (int i = 0; i < 4; i++)
+        x[i] = mul_bf16x2(w[i], pack_bf16(bf16_low(x[i]) * scale, bf16_high(x[i]) * scale));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
@@ -52,18 +50,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
     int first_head = blockIdx.y * HEADS_PER_PASS + threadIdx.x / LANES;
     int stride = gridDim.y * HEADS_PER_PASS;
     int total_heads = num_heads + 2 * num_kv_heads;
-    int position = positions[token];
-    int slot = kv_slots[token];
+    int position = load_before_wait(positions + token);
+    int slot = load_before_wait(kv_slots + token);
+#if QK_NORM
+    uint4 q_weight = load_before_wait((const uint4*)q_norm + lane);
+    uint4 k_weight = load_before_wait((const uint4*)k_norm + lane);
+#endif
 
     // Half-split rotation: dim i pairs with i + HEAD_DIM / 2 and both use column i of the table.
     // The first of a pair takes minus the sine: its partner is rotated into it negated.
-    const float* cos_row = rope_table + (int64_t)position * HEAD_DIM + (lane % (LANES / 2)) * 8;
-    float cos[8], sin[8];
-#pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-        *(float4*)&cos[i] = *(const float4*)(cos_row + i);
-        *(float4*)&sin[i] = *(const float4*)(cos_row + HEAD_DIM / 2 + i);
-    }
+    const float4* cos_row =
+        (const float4*)(rope_table + (int64_t)position * HEAD_DIM) + lane % (LANES / 2) * 2;
+    const float4* sin_row = cos_row + HEAD_DIM / 8;
+    const float4 cos_read[2] = {load_before_wait(cos_row), load_before_wait(cos_row + 1)};
+    const float4 sin_read[2] = {load_before_wait(sin_row), load_before_wait(sin_row + 1)};
 
     pdl_wait();
     pdl_launch_dependents();
@@ -76,10 +76,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
             loaded[k] =
                 *(const uint4*)(qkv + ((int64_t)token * total_heads + head) * HEAD_DIM + lane * 8);
     }
+
+    float sign = lane < LANES / 2 ? -1.0f : 1.0f;
+    uint32_t cos[4], sin[4];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        cos[i] = round_bf16(cos[i]);
-        sin[i] = round_bf16(lane < LANES / 2 ? -sin[i] : sin[i]);
+    for (int i = 0; i < 2; i++) {
+        cos[2 * i] = pack_bf16(cos_read[i].x, cos_read[i].y);
+        cos[2 * i + 1] = pack_bf16(cos_read[i].z, cos_read[i].w);
+        sin[2 * i] = pack_bf16(sign * sin_read[i].x, sign * sin_read[i].y);
+        sin[2 * i + 1] = pack_bf16(sign * sin_read[i].z, sign * sin_read[i].w);
     }
 
 #pragma unroll
@@ -89,32 +94,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
         int head = first_head + k * stride;
         bool is_q = head < num_heads;
         bool is_v = head >= num_heads + num_kv_heads;
-        const uint32_t pairs[4] = {loaded[k].x, loaded[k].y, loaded[k].z, loaded[k].w};
+        uint32_t x[4] = {loaded[k].x, loaded[k].y, loaded[k].z, loaded[k].w};
         // Heads of several kinds may share a warp (a few small models): every lane computes the
         // rotation, and V heads keep what they read.
-        float x[8];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            x[2 * i] = bf16_low(pairs[i]);
-            x[2 * i + 1] = bf16_high(pairs[i]);
-        }
 #if QK_NORM
-        rms_norm_head(x, (is_q ? q_norm : k_norm) + lane * 8, eps);
+        rms_norm_head(x, is_q ? q_weight : k_weight, eps);
 #endif
-        uint32_t rotated[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            uint32_t mine = pack_bf16(x[2 * i], x[2 * i + 1]);
-            uint32_t partner = __shfl_xor_sync(~0u, mine, LANES / 2);
-            float low = round_bf16(x[2 * i] * cos[2 * i]) +
-                        round_bf16(bf16_low(partner) * sin[2 * i]);
-            float high = round_bf16(x[2 * i + 1] * cos[2 * i + 1]) +
-                         round_bf16(bf16_high(partner) * sin[2 * i + 1]);
-            rotated[i] = pack_bf16(low, high);
+            uint32_t partner = __shfl_xor_sync(~0u, x[i], LANES / 2);
+            x[i] = add_bf16x2(mul_bf16x2(x[i], cos[i]), mul_bf16x2(partner, sin[i]));
         }
         if (head >= total_heads) continue;
-        uint4 result =
-            is_v ? loaded[k] : make_uint4(rotated[0], rotated[1], rotated[2], rotated[3]);
+        uint4 result = is_v ? loaded[k] : make_uint4(x[0], x[1], x[2], x[3]);
         if (is_q) {
             *(uint4*)(q_out + ((int64_t)token * num_heads + head) * HEAD_DIM + lane * 8) = result;
         } else if (slot >= 0) {

@@ -9,7 +9,7 @@ from minisgl_fast.errors import ConfigError
 
 THREADS = 128
 ITERATIONS = 4  # heads a thread takes at most
-FEW_TOKENS = 128  # up to here each head gets threads of its own
+FEW_TOKENS = 1024  # up to here each head gets threads of its own
 
 
 class KvStore:
