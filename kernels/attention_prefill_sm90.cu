@@ -96,14 +96,16 @@ __device__ __forceinline__ KeyTiles key_tiles_of(
     return {work.split * each, min(num, (work.split + 1) * each) - 1};
 }
 
-// Reads the mailbox; `count` is how often this warp has read it before. The shuffles tell the
+// Reads the mailbox; `count` is how often this warp has read it before. The shuffles also tell the
 // compiler that all lanes hold the same, so that loops and addresses use uniform registers.
 __device__ __forceinline__ Work read_work(uint32_t base, const int* mailbox, int count) {
     mbarrier_wait(base + FULL_WORK, count & 1);
-    const int4 first = *reinterpret_cast<const int4*>(mailbox);
-    const int4 second = *reinterpret_cast<const int4*>(mailbox + 4);
-    __syncwarp();
-    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + EMPTY_WORK);
+    int4 first = make_int4(0, 0, 0, 0), second = first;
+    if ((threadIdx.x & 31) == 0) {
+        first = *reinterpret_cast<const int4*>(mailbox);
+        second = *reinterpret_cast<const int4*>(mailbox + 4);
+        mbarrier_arrive(base + EMPTY_WORK);
+    }
     Work work;
     work.tile = {__shfl_sync(~0u, first.x, 0), __shfl_sync(~0u, first.y, 0),
         __shfl_sync(~0u, first.z, 0), __shfl_sync(~0u, first.w, 0), __shfl_sync(~0u, second.x, 0),
