@@ -1,6 +1,7 @@
 # make serve   chat with a real model at 127.0.0.1:1919 (installs and builds what is missing)
 # make test    the whole test suite
 # make check   format, lint, types, import rules
+# make kernels compile every CUDA kernel for every architecture; needs no GPU
 # make bench   the CPU figures of docs/benchmarks.md
 # make clean   remove everything that was built or installed here
 
@@ -13,7 +14,7 @@ ARGS ?=
 
 SOURCES := setup.py pyproject.toml $(shell find minisgl_fast -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: serve test test-gpu check bench clean build
+.PHONY: serve test test-gpu check kernels bench clean build
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/demo $(VENV)/built
@@ -28,6 +29,9 @@ test-gpu: build
 
 check: $(VENV)/dev $(VENV)/built
 	tools/check
+
+kernels: $(VENV)/test $(VENV)/built
+	$(BIN)/python -m minisgl_fast.backend.compile --all
 
 bench: $(VENV)/test $(VENV)/demo $(VENV)/built
 	$(BIN)/python tools/bench_sched.py

@@ -38,6 +38,7 @@ WANTED_FILES = [
     "vocab.txt",
     "tokenizer.model",
 ]
+WANTED_BESIDE_WEIGHTS = [pattern for pattern in WANTED_FILES if "safetensors" not in pattern]
 UNWANTED_FILES = ["*/*", "consolidated*.safetensors"]
 
 _Tqdm: Any = tqdm
@@ -51,12 +52,14 @@ def resolve_model(
     *,
     revision: str | None = None,
     source: str = "huggingface",
+    weights: bool = True,
     progress: Progress = silent,
 ) -> Path:
     """The local path of ``model``: an existing folder, a ``.gguf`` file or a downloaded snapshot.
 
     ``revision`` is a branch, tag or commit of the repository, for every file. ``source`` is
-    "huggingface" or "modelscope". ``progress`` gets (stage, bytes done, bytes in all).
+    "huggingface" or "modelscope". Without ``weights`` a download leaves the tensors out (for
+    ``--dummy-weight``). ``progress`` gets (stage, bytes done, bytes in all).
     Raises ConfigError.
     """
     path = Path(model).expanduser()
@@ -68,11 +71,12 @@ def resolve_model(
         raise ConfigError(
             f"{model!r} is neither a file or folder here nor a repository id (organisation/name)."
         )
+    wanted = WANTED_FILES if weights else WANTED_BESIDE_WEIGHTS
     if source == "modelscope":
-        folder = _modelscope(model, revision, progress)
+        folder = _modelscope(model, revision, wanted, progress)
     else:
-        folder = _huggingface(model, revision, progress)
-    missing = _missing_file(folder)
+        folder = _huggingface(model, revision, wanted, progress)
+    missing = _missing_file(folder, weights)
     if missing is not None:
         raise ConfigError(
             f"The repository {model} holds no {missing}, so it cannot be served; pass a repository "
@@ -93,10 +97,12 @@ def _local(path: Path) -> Path:
     return path
 
 
-def _missing_file(folder: Path) -> str | None:
+def _missing_file(folder: Path, weights: bool) -> str | None:
     """The first file that a served model needs and ``folder`` lacks."""
     if not (folder / "config.json").is_file():
         return "config.json"
+    if not weights:
+        return None
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -110,7 +116,7 @@ def _missing_file(folder: Path) -> str | None:
 # Hugging Face
 
 
-def _huggingface(model: str, revision: str | None, progress: Progress) -> Path:
+def _huggingface(model: str, revision: str | None, wanted: list[str], progress: Progress) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -120,7 +126,7 @@ def _huggingface(model: str, revision: str | None, progress: Progress) -> Path:
         folder = huggingface_hub.snapshot_download(
             model,
             revision=revision,
-            allow_patterns=WANTED_FILES,
+            allow_patterns=wanted,
             ignore_patterns=UNWANTED_FILES,
             tqdm_class=bars.bar_class(),
         )
@@ -205,7 +211,7 @@ class _HubBars:
 # ModelScope
 
 
-def _modelscope(model: str, revision: str | None, progress: Progress) -> Path:
+def _modelscope(model: str, revision: str | None, wanted: list[str], progress: Progress) -> Path:
     try:
         import modelscope_hub
         from modelscope_hub import errors
@@ -226,14 +232,14 @@ def _modelscope(model: str, revision: str | None, progress: Progress) -> Path:
                 model,
                 "model",
                 revision=revision,
-                allow_patterns=WANTED_FILES,
+                allow_patterns=wanted,
                 ignore_patterns=UNWANTED_FILES,
                 progress_callbacks=[meter.callback_class()],
             )
     except errors.NotExistError:
-        wanted = model if revision is None else f"{model} at revision {revision}"
+        place = model if revision is None else f"{model} at revision {revision}"
         raise ConfigError(
-            f"There is no local folder {model} and no repository {wanted} at {endpoint}; check "
+            f"There is no local folder {model} and no repository {place} at {endpoint}; check "
             "the name and --revision."
         ) from None
     except (errors.AuthenticationError, errors.PermissionDeniedError):
@@ -243,7 +249,7 @@ def _modelscope(model: str, revision: str | None, progress: Progress) -> Path:
             "MODELSCOPE_API_TOKEN."
         ) from None
     except (errors.NetworkError, errors.ServerError) as error:
-        return _cached_modelscope(api, model, revision, endpoint, error)
+        return _cached_modelscope(api, model, revision, endpoint, wanted, error)
     except Exception as error:  # a file that failed after all retries, a full disk
         causes = list(getattr(error, "failed_files", {}).values()) or [error]
         cache = "the ModelScope cache (set MODELSCOPE_CACHE to move it)"
@@ -253,7 +259,12 @@ def _modelscope(model: str, revision: str | None, progress: Progress) -> Path:
 
 
 def _cached_modelscope(
-    api: Any, model: str, revision: str | None, endpoint: str, error: Exception
+    api: Any,
+    model: str,
+    revision: str | None,
+    endpoint: str,
+    wanted: list[str],
+    error: Exception,
 ) -> Path:
     """A complete copy that an earlier run left, or what to do about the missing network."""
     from modelscope_hub.errors import CacheNotFound
@@ -264,7 +275,7 @@ def _cached_modelscope(
         raise ConfigError(
             f"{endpoint} cannot be reached and {model} is not in the cache; {_NETWORK_HINT}."
         ) from error
-    if _missing_file(folder) is not None or any(folder.glob("*.incomplete")):
+    if _missing_file(folder, wanted is WANTED_FILES) is not None or any(folder.glob("*.incomplete")):
         raise ConfigError(
             f"{endpoint} cannot be reached and the cached copy of {model} is incomplete; "
             f"{_NETWORK_HINT} to finish the download."

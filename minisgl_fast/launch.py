@@ -145,6 +145,7 @@ class _Launch:
             config.model,
             revision=config.revision,
             source=config.model_source,
+            weights=not config.dummy_weight,
             progress=self._progress,
         )
 

@@ -55,7 +55,11 @@ class LLM:
         """``settings`` are the fields of Config, such as ``dtype="float32"``."""
         config = Config(model=model, **settings)
         path = resolve_model(
-            config.model, revision=config.revision, source=config.model_source, progress=progress
+            config.model,
+            revision=config.revision,
+            source=config.model_source,
+            weights=not config.dummy_weight,
+            progress=progress,
         )
         self.tokenizer = Tokenizer.load(path)
         self._progress = progress

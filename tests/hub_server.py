@@ -239,6 +239,7 @@ try:
         sys.argv[1],
         revision=sys.argv[3] or None,
         source=sys.argv[2],
+        weights=sys.argv[4] == "weights",
         progress=lambda *report: reports.append(report),
     )
 except ConfigError as error:
@@ -252,11 +253,11 @@ print(json.dumps(result))
 
 
 def resolve_in_a_process(
-    model: str, source: str, environment: dict[str, str], revision: str = ""
+    model: str, source: str, environment: dict[str, str], revision: str = "", weights: bool = True
 ) -> dict[str, object]:
     """``resolve_model`` in a fresh interpreter: {"path" or "error", "reports", "heavy"}."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, model, source, revision],
+        [sys.executable, "-c", SCRIPT, model, source, revision, "weights" * weights],
         env=environment,
         capture_output=True,
         text=True,

@@ -38,8 +38,8 @@ def resolve(hub, tmp_path):
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
 
-    def run(model: str = REPOSITORY, revision: str = "") -> dict[str, Any]:
-        return resolve_in_a_process(model, "huggingface", environment, revision)
+    def run(model: str = REPOSITORY, revision: str = "", weights: bool = True) -> dict[str, Any]:
+        return resolve_in_a_process(model, "huggingface", environment, revision, weights)
 
     return run
 
@@ -67,6 +67,12 @@ def test_a_fresh_download_holds_the_wanted_files_and_no_others(hub, resolve):
     assert stage == f"Downloading {REPOSITORY}"
     assert done == total == sum(len(MAIN[name]) for name in WANTED)
     assert all(report[1] < report[2] for report in result["reports"][:-1])
+
+
+def test_without_weights_the_tensors_stay_where_they_are(hub, resolve):
+    result = resolve(weights=False)
+    assert sorted(contents(result["path"])) == [n for n in sorted(WANTED) if "safetensors" not in n]
+    assert not any("safetensors" in name for name in hub.fetched())
 
 
 def test_a_second_start_downloads_nothing(hub, resolve):

@@ -33,11 +33,16 @@ MAX_MESSAGE_CHARACTERS = 300
 class SamplingDefaults(Protocol):
     """What the model's author recommends; None where nothing is said."""
 
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def min_p(self) -> float | None: ...
+    @property
+    def repetition_penalty(self) -> float | None: ...
 
 
 class StreamOptions(msgspec.Struct):
