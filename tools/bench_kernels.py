@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def time_us(launches: Sequence[Callable[[], Any]], *, replays: int = 15) -> floa
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end) * 1e3 / len(launches))
-    return sorted(times[2:])[replays // 2]
+    return float(sorted(times[2:])[replays // 2])
 
 
 def num_rotations(num_bytes: int) -> int:
@@ -82,14 +83,19 @@ HEAD_DIM = 128
 
 
 def bench_decode(bandwidth: float) -> None:
-    """One layer of decode attention: 8 kv heads of 128, pages of 64 at random places."""
+    """One layer of decode attention: 8 kv heads of 128, pages of 64 at random places.
+
+    ``pdl`` overlaps each launch's start with the end of the one before; ``pair`` is what a layer
+    pays for both QK-norm + RoPE + KV write and attention, launched so.
+    """
     from minisgl_fast.backend.cuda_attention import DecodeAttention
+    from minisgl_fast.backend.cuda_kv import KvStore
     from minisgl_fast.backend.kv_layout import layer_shape
 
-    widths = (5, 6, 6, 8, 8, 8, 8, 9, 8, 10)
+    widths = (5, 6, 6, 8, 8, 8, 8, 8, 9, 8, 10)
     print(f"decode attention, us; read bandwidth {bandwidth / 1e12:.2f} TB/s")
-    head = ("bs", "ctx", "heads", "floor", "ours", "pdl", "TB/s", "of floor", "sdpa", "flashinfer")
-    row(*head, widths=widths)
+    head = ("bs", "ctx", "heads", "floor", "ours", "pdl", "pair", "TB/s", "of floor", "sdpa")
+    row(*head, "flashinfer", widths=widths)
     skewed = [32768] + [128] * 255
     cases = [([context] * bs, heads) for bs, context, heads in DECODE_CASES] + [(skewed, 16)]
     for lengths, num_heads in cases:
@@ -100,36 +106,42 @@ def bench_decode(bandwidth: float) -> None:
         rotations = num_rotations(num_bytes)
         shape = layer_shape(num_pages, NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM)
         layers = [torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(rotations)]
-        order = torch.randperm(num_pages, device="cuda").int()
-        table = torch.zeros(bs, max(per_seq), dtype=torch.int32, device="cuda")
-        for i, pages in enumerate(order.split(per_seq)):
+        order = torch.randperm(num_pages).int()
+        table = torch.zeros(bs, max(per_seq), dtype=torch.int32)
+        for i, pages in enumerate(torch.split(order, per_seq)):
             table[i, : len(pages)] = pages
+        context_lens = torch.tensor(lengths, dtype=torch.int32)
+        positions = context_lens - 1
+        last_pages = table.gather(1, (positions // PAGE_SIZE).long()[:, None])[:, 0]
+        kv_slots = (last_pages * PAGE_SIZE + positions % PAGE_SIZE).int().cuda()
         slots = torch.arange(bs, dtype=torch.int32, device="cuda")
-        context_lens = torch.tensor(lengths, dtype=torch.int32, device="cuda")
         q = torch.randn(bs, num_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        qkv = torch.randn(bs, (num_heads + 2 * NUM_KV_HEADS) * HEAD_DIM, device="cuda").bfloat16()
+        weight = torch.rand(HEAD_DIM, device="cuda").bfloat16()
+        rope = torch.rand(40960, HEAD_DIM, device="cuda")
         out = torch.empty_like(q)
+
         attention = DecodeAttention(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, bs)
+        batch = (context_lens.cuda(), slots, table.cuda(), bs, HEAD_DIM**-0.5)
+        plain = time_us([partial(attention, q, layer, out, *batch) for layer in layers])
+        overlapping = [partial(attention, q, layer, out, *batch, True) for layer in layers]
+        overlapped = time_us(overlapping)
+        store = KvStore(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, qk_norm=True)
+        norm = (weight, weight, 1e-6, rope, positions.cuda(), kv_slots)
+        pairs: list[Callable[[], Any]] = []
+        for layer, attend in zip(layers, overlapping, strict=True):
+            pairs += [partial(store, qkv, *norm, q, layer, bs, True), attend]
+        pair = 2 * time_us(pairs)
+        del layers, overlapping, pairs, layer, attend
 
-        def ours(
-            layer: torch.Tensor,
-            pdl: bool,
-            attention: DecodeAttention = attention,
-            tensors: tuple[torch.Tensor, ...] = (q, out, context_lens, slots, table),
-        ) -> Callable[[], None]:
-            q, out, *rest = tensors
-            return lambda: attention(q, layer, out, *rest, q.shape[0], 0.088, pdl)
-
-        plain = time_us([ours(layer, False) for layer in layers])
-        overlapped = time_us([ours(layer, True) for layer in layers])
-        del layers
         uniform = len(set(lengths)) == 1
         sdpa = _sdpa_us(q, lengths[0], rotations) if uniform else "-"
-        flashinfer = _flashinfer_us(q, lengths, order, rotations)
+        flashinfer = _flashinfer_us(q, lengths, order.cuda(), rotations)
         floor = num_bytes / bandwidth * 1e6
-        rate = num_bytes / plain / 1e6
         name = lengths[0] if uniform else "skew"
-        figures = (floor, plain, overlapped, f"{rate:.2f}", f"{floor / plain:.0%}")
-        row(bs, name, num_heads, *figures, sdpa, flashinfer, widths=widths)
+        figures = (floor, plain, overlapped, pair, f"{num_bytes / plain / 1e6:.2f}")
+        compared = (f"{floor / plain:.0%}", sdpa, flashinfer)
+        row(bs, name, num_heads, *figures, *compared, widths=widths)
         torch.cuda.empty_cache()
 
 
@@ -142,7 +154,7 @@ def _sdpa_us(q: torch.Tensor, context: int, rotations: int) -> float:
     ]
     sdpa = torch.nn.functional.scaled_dot_product_attention
     query = q[:, :, None]
-    return time_us([lambda k=k, v=v: sdpa(query, k, v, enable_gqa=True) for k, v in pairs])
+    return time_us([partial(sdpa, query, k, v, enable_gqa=True) for k, v in pairs])
 
 
 def _flashinfer_us(
@@ -164,7 +176,7 @@ def _flashinfer_us(
     wrapper.plan(*arguments, q_data_type=q.dtype, kv_data_type=q.dtype)
     shape = (sum(counts), 2, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM)
     layers = [torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(rotations)]
-    return time_us([lambda layer=layer: wrapper.run(q, layer) for layer in layers])
+    return time_us([partial(wrapper.run, q, layer) for layer in layers])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -198,14 +210,12 @@ def bench_kv_store(bandwidth: float) -> None:
         ]
         positions = torch.randint(0, 40960, (num_tokens,), device="cuda").int()
         slots = torch.randperm(num_pages * PAGE_SIZE, device="cuda")[:num_tokens].int()
+        if num_tokens > 256:  # prefill: whole pages
+            pages = torch.randperm(num_pages, device="cuda").int()[:, None] * PAGE_SIZE
+            slots = (pages + torch.arange(PAGE_SIZE, device="cuda").int()).flatten()[:num_tokens]
         norm = (weight, weight, 1e-6, table, positions, slots)
         figures = [
-            time_us(
-                [
-                    lambda x=x, q=q, kv=kv, pdl=pdl: store(x, *norm, q, kv, len(x), pdl)
-                    for x, q, kv in layers
-                ]
-            )
+            time_us([partial(store, x, *norm, q, kv, num_tokens, pdl) for x, q, kv in layers])
             for pdl in (False, True)
         ]
         row(num_tokens, num_bytes / bandwidth * 1e6, *figures, widths=widths)
