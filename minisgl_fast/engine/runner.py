@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minisgl_fast.backend import make_backend, pick_device
 from minisgl_fast.backend.interface import ModelShape
+from minisgl_fast.backend.reference import pick_num_threads
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.config import Config
 from minisgl_fast.engine.memory import plan_sizes
@@ -40,8 +41,7 @@ class ModelRunner:
         self.device = pick_device(config.device)
         self.backend = make_backend(self.device)
         self.dtype = self.backend.pick_dtype(config.dtype, self.model_config.dtype)
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(config.num_threads or pick_num_threads())
         if config.dummy_weight:
             weights = dummy_weights(self.model_config, self.dtype, self.device)
         else:

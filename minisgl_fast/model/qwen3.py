@@ -43,8 +43,9 @@ class Qwen3:
             hidden = layer.attention(hidden, step, state, kv.layer(index), self._rope_table)
             hidden, residual = backend.add_rms_norm(hidden, residual, layer.post_norm, eps)
             hidden = layer.mlp(hidden)
-        hidden = hidden.index_select(0, step.sample_rows)
-        residual = residual.index_select(0, step.sample_rows)
+        if step.num_samples < step.num_tokens:  # else every token is sampled, in order
+            hidden = hidden.index_select(0, step.sample_rows)
+            residual = residual.index_select(0, step.sample_rows)
         hidden, _ = backend.add_rms_norm(hidden, residual, self._norm, eps)
         return self._lm_head(hidden)
 
