@@ -11,7 +11,7 @@
    reads without bank conflicts. The softmax is online in base 2, in float32; P is rounded to bf16.
    Keys past context_len are filled with zeros, never read: a page may hold anything there.
 
-   Launch: grid = upper bound of the number of tiles, (num_tokens * group / 128 + num_seqs) *
+   Launch: grid = upper bound of the number of tiles, (num_tokens * group + num_seqs * 127) / 128 *
    num_kv_heads; block = 256; shared memory = 4 * 64 * HEAD_DIM * 2 bytes.
    -D HEAD_DIM (64, 128). page_size: 16 .. 256, a power of two. */
 

@@ -94,8 +94,9 @@ class PrefillAttention:
         """
         if num_seqs == 0 or num_tokens == 0:
             return
-        # Each sequence fills all but its last tile.
-        tiles = (num_tokens * self._group // ROWS + num_seqs) * self._num_kv_heads
+        # A sum of ceilings is at most this floor.
+        row_tiles = (num_tokens * self._group + num_seqs * (ROWS - 1)) // ROWS
+        tiles = row_tiles * self._num_kv_heads
         tensors = (q, kv_layer, out, q_start, context_lens, seq_slots, page_table)
         pointers = tuple(tensor.data_ptr() for tensor in tensors)
         sequences = (first_seq, num_seqs, self._num_kv_heads, self._group)
