@@ -104,7 +104,10 @@ class LLM:
 
     def _stream(self, params: SamplingParams) -> TextStream:
         return self.tokenizer.stream(
-            params.stop, params.include_stop_str_in_output, params.skip_special_tokens
+            params.stop,
+            params.include_stop_str_in_output,
+            params.skip_special_tokens,
+            params.min_tokens,
         )
 
     def _add(self, prompt: list[int], params: SamplingParams, index: int) -> int:

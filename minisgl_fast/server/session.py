@@ -156,7 +156,10 @@ class Session(Response):
     def _choice(self, index: int) -> Choice:
         params = self._generation.params
         text = self._frontend.tokenizer.stream(
-            params.stop, params.include_stop_str_in_output, params.skip_special_tokens
+            params.stop,
+            params.include_stop_str_in_output,
+            params.skip_special_tokens,
+            params.min_tokens,
         )
         return Choice(
             self,

@@ -29,6 +29,7 @@ cdef class TextStream:
     cdef vector[StopString] stops
     cdef bint starts_stop[256]     # bytes that a stop string begins with
     cdef bint matching             # some stop string has begun
+    cdef int32_t num_unstoppable   # so many more tokens are not looked at for stop strings
     cdef bint skip_special
     cdef bint include_stop
     cdef readonly bint finished

@@ -37,9 +37,10 @@ class TextStream:
         include_stop: bool = False,
         skip_special: bool = True,
         window: Window | None = None,
+        min_tokens: int = 0,
     ) -> None:
         """``stops``: UTF-8 of up to 16 stop strings. RequestError(param="stop") if one is empty
-        or not UTF-8."""
+        or not UTF-8. They count from the ``min_tokens``-th token on."""
 
     def feed(self, token: int) -> bool:
         """Append one token. Returns whether the text is finished."""

@@ -15,6 +15,7 @@ Rules:
   ``include_stop``, text behind its last byte. How tokens cut the text makes no difference.
 - Held back is exactly the longest suffix of the output that begins a stop string (Knuth, Morris,
   Pratt: SIAM J. Comput. 6, 1977), nothing when ``include_stop``.
+- The first ``min_tokens`` - 1 tokens cannot complete a stop string, nor begin one.
 - After ``finished`` further tokens are ignored.
 """
 
@@ -86,13 +87,14 @@ cdef class TextStream:
 
     def __cinit__(
         self, TokenTable table not None, stops=(), bint include_stop=False, bint skip_special=True,
-        window=None,
+        window=None, int32_t min_tokens=0,
     ):
         """``stops``: UTF-8 bytes of up to 16 stop strings; RequestError if one is not valid."""
         self.table = table
         self.window = window
         self.include_stop = include_stop
         self.skip_special = skip_special
+        self.num_unstoppable = max(min_tokens - 1, 0)
         self.matched = -1
         for text in stops:
             self._add_stop(text)
@@ -128,6 +130,8 @@ cdef class TextStream:
         if self.finished or not 0 <= token < self.table.num_tokens:
             return self.finished
         if self.skip_special and self.table.special[token]:
+            if self.num_unstoppable:
+                self.num_unstoppable -= 1
             return False
         cdef uint32_t start
         if self.window is None:
@@ -135,13 +139,15 @@ cdef class TextStream:
             self.push_bytes(self.table.data.data() + start, self.table.starts[token + 1] - start)
         else:
             self._push_text(self.window.step(token))
+        if self.num_unstoppable:
+            self.num_unstoppable -= 1
         return self.finished
 
     cdef void push_bytes(self, const char *data, size_t size) noexcept nogil:
         """Append output bytes up to where a stop string is complete."""
         cdef size_t i
         cdef size_t keep
-        if self.stops.empty():
+        if self.stops.empty() or self.num_unstoppable:
             self.pending.append(data, size)
             return
         for i in range(size):

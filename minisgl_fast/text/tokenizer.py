@@ -129,11 +129,12 @@ class Tokenizer:
         stops: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        min_tokens: int = 0,
     ) -> TextStream:
         """Incremental decoding of one generation. RequestError(param="stop") if a stop is bad."""
         window = None if self._byte_level else WindowDecoder(self._tokenizer)
         texts = [stop.encode("utf-8", "surrogatepass") for stop in stops]
-        return TextStream(self.table, texts, include_stop, skip_special_tokens, window)
+        return TextStream(self.table, texts, include_stop, skip_special_tokens, window, min_tokens)
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to the text (a blank for SentencePiece's low line, too)."""

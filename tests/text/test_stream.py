@@ -207,6 +207,16 @@ def test_how_tokens_cut_the_text_makes_no_difference(text, stops, include_stop):
         assert stream.matched == index
 
 
+@pytest.mark.parametrize("min_tokens", range(8))
+def test_stop_strings_count_from_the_least_number_of_tokens_on(min_tokens):
+    stream = TextStream(BYTES, [b"ab"], min_tokens=min_tokens)
+    pieces = feed_all(stream, b"abxabab")
+    # Complete at tokens 2, 5 and 7; it counts if its first token may be looked at.
+    ends = [end for end in (2, 5, 7) if min_tokens <= end - 1]
+    assert b"".join(pieces) == (b"abxabab"[: ends[0] - 2] if ends else b"abxabab")
+    assert stream.stopped == bool(ends)
+
+
 def test_after_a_stop_nothing_is_added():
     stream = TextStream(TokenTable([b"one STOP two", b"more"], []), [b"STOP"])
     assert stream.feed(0) is True
