@@ -63,6 +63,7 @@ class EngineDriver:
 
     def run(self) -> None:
         """Step until nothing is left, and check that nothing is held."""
+        self.step()  # rows of aborts may wait where there is no work
         while self.engine.has_work:
             self.step()
         self.check_idle()
