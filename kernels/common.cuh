@@ -238,8 +238,8 @@ __device__ __forceinline__ void fence_proxy_async() {
 // ---------------------------------------------------------------------------------------------
 // Programmatic dependent launch; nothing on older chips
 
-// Reads that stay before pdl_wait: ptxas moves the wait above reads through the constant path (what a
-// const __restrict__ pointer gives), but not above these.
+// Reads that stay before pdl_wait: ptxas moves the wait above reads through the constant path (what
+// a const __restrict__ pointer gives), but not above these.
 __device__ __forceinline__ int load_before_wait(const int* pointer) {
     int x;
     asm volatile("ld.global.s32 %0, [%1];" : "=r"(x) : "l"(pointer));
@@ -260,14 +260,14 @@ __device__ __forceinline__ uint4 load_before_wait(const uint4* pointer) {
     return x;
 }
 
-// Waits for the kernels before this one; first statement that touches memory they write comes after.
+// Waits for the kernels before this one; what touches memory that they write comes after.
 __device__ __forceinline__ void pdl_wait() {
 #if HAS_BULK_COPY
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Lets the next kernel's blocks start; its own pdl_wait still waits for all of this grid. Only after
+// Lets the next kernel's blocks start; their pdl_wait still waits for all of this grid. Only after
 // pdl_wait: so a block knows, before its own wait, that the kernel two before its own is complete.
 __device__ __forceinline__ void pdl_launch_dependents() {
 #if HAS_BULK_COPY
