@@ -18,7 +18,7 @@ from typing import Any
 
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
-from minisgl_fast.errors import ContextLengthError, EngineError
+from minisgl_fast.errors import ContextLengthError, EngineError, RequestError
 from minisgl_fast.hub import resolve_model
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import Progress, silent
@@ -66,7 +66,9 @@ class LLM:
         self._engine = Engine(
             config, path, self.tokenizer.vocab_size, self.tokenizer.eos_ids, progress
         )
-        self._max_model_len: int = self._engine.facts()["max_model_len"]
+        facts = self._engine.facts()
+        self._max_model_len: int = facts["max_model_len"]
+        self._vocab_size: int = facts["vocab_size"]
         self._next_rid = 0
 
     def generate(
@@ -74,27 +76,44 @@ class LLM:
     ) -> list[Output]:
         """Generate for one prompt or many, each a text or a list of token ids, in order.
 
-        Raises ContextLengthError before anything runs if a prompt does not fit.
+        A prompt's tokens run with ``params.seed`` plus its index. Raises RequestError before
+        anything runs if a prompt holds an unknown id, or none, or does not fit the context;
+        EngineError if the model fails. Either way nothing of this call goes on running.
         """
         params = params or SamplingParams()
         batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
         outputs = [Output(self._encode(prompt)) for prompt in batch]  # type: ignore[arg-type]
         streams: dict[int, tuple[Output, TextStream]] = {}
-        for index, output in enumerate(outputs):
-            streams[self._add(output.prompt_ids, params, index)] = (output, self._stream(params))
-        while streams:
-            for _, payload in self._engine.step():
-                self._deliver(payload, streams)
-            self._progress("generate", len(outputs) - len(streams), len(outputs))
+        try:
+            for index, output in enumerate(outputs):
+                stream = self._stream(params)
+                streams[self._add(output.prompt_ids, params, index)] = (output, stream)
+            while streams:
+                for _, payload in self._engine.step():
+                    self._deliver(payload, params, streams)
+                self._progress("generate", len(outputs) - len(streams), len(outputs))
+        finally:
+            for rid in streams:
+                self._engine.abort(CHANNEL, rid)
         return outputs
 
     def close(self) -> None:
         """Release the engine's memory and its thread."""
         self._engine.close()
+        self.tokenizer.close()
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        if not 0 < len(ids) < self._max_model_len:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode_prompt(prompt)
+        else:
+            ids = list(prompt)
+            if not all(0 <= token < self._vocab_size for token in ids):
+                raise RequestError(
+                    f"Prompts must hold token ids in [0, {self._vocab_size - 1}].", param="prompts"
+                )
+        if not ids:
+            raise RequestError("A prompt must not be empty.", param="prompts")
+        if len(ids) >= self._max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self._max_model_len} tokens. "
                 f"However, a prompt contains {len(ids)} tokens.",
@@ -119,7 +138,12 @@ class LLM:
         self._engine.add(CHANNEL, pack_add(rid, params, prompt, seed=seed, max_tokens=max_tokens))
         return rid
 
-    def _deliver(self, payload: bytes, streams: dict[int, tuple[Output, TextStream]]) -> None:
+    def _deliver(
+        self,
+        payload: bytes,
+        params: SamplingParams,
+        streams: dict[int, tuple[Output, TextStream]],
+    ) -> None:
         rows, first = unpack_step(payload)
         for rid, num_cached in first:
             if rid in streams:
@@ -132,7 +156,8 @@ class LLM:
                 raise EngineError("The model produced NaN logits.")
             if token >= 0:
                 output.token_ids.append(token)
-            if reason not in (FinishReason.EOS, FinishReason.STOP_TOKEN):
+            is_stop = reason in (FinishReason.EOS, FinishReason.STOP_TOKEN)
+            if not is_stop or params.include_stop_str_in_output:
                 stream.feed(token)
             if stream.stopped:
                 self._engine.abort(CHANNEL, rid)
