@@ -3,7 +3,7 @@
 Life of its engine, as ``state`` tells it:
 
     loading --READY--> ready --drain()--> draining --close()--> closed
-    any of them --FATAL or end-of-file--> failed
+    any of them --on_close()--> failed
 
 Rules: a session submits its choices all at once or not at all; a refused submission leaves
 nothing behind; every open choice ends by the engine's last row, by ``abort``, or by the engine's
@@ -196,8 +196,6 @@ class Frontend:
             self.facts = EngineFacts(**{name: facts[name] for name in EngineFacts.__slots__})
             if self.state == "loading":
                 self._enter("ready")
-        elif kind == FrameKind.FATAL:
-            self.on_close(payload.decode("utf-8", "replace"))
 
     def on_close(self, reason: str = "The engine process ended unexpectedly.") -> None:
         """The engine is gone: every open session gets an error, new ones are refused."""

@@ -395,7 +395,7 @@ def test_lengths_at_their_edges(frontend):
 def test_the_engines_end_fails_open_choices_once_and_refuses_new_ones(frontend, tokenizer):
     choice = choice_of(tokenizer)
     frontend.submit(choice, [1], SamplingParams(), seed=0, max_tokens=1)
-    frontend.on_frame(FrameKind.FATAL, b"out of memory at /secret/path")
+    frontend.on_close("out of memory at /secret/path")
     frontend.on_close()
     (error,) = choice.response.log
     assert isinstance(error, EngineError)
