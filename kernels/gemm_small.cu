@@ -1,0 +1,407 @@
+/*
+gemm_small: out = x W^T for a handful of rows of x, with what surrounds such a product in a decoder.
+
+x [num_rows][K], W [N][K], out [num_rows][N], bf16, float accumulators; num_rows <= 8 * N_TILES.
+Optional, by arguments:
+    norm_weight  x is first normed: RMSNorm over K, rounded as in rms_norm.cu
+    bias         added to the float sum before it is rounded
+    residual     out = round(product) + residual, rounded; may be out itself
+    gated        W is gate rows, then up rows; out [num_rows][N / 2] = silu(gate) * up, rounded as in
+                 silu_mul.cu
+
+The time of such a product is that of reading W, so everything serves one stream of loads:
+- m16n8k16 with 16 rows of W as A and 8 rows of x as B. A lane's 16-byte chunk of a W row serves two
+  MMAs: which k goes to which slot of the MMA is free as long as A and B agree, so lane 4g+t takes
+  8 neighbours of row g, and W needs no layout of its own.
+- Each lane copies (cp.async) what it will itself read into a ring of shared memory: no barrier in
+  the loop. Warps take turns over K in steps of 64, so 128 bytes of a row are read together.
+- W is never written, so the ring fills before griddepcontrol.wait, while the kernels before still
+  run; the next kernel may start as soon as all blocks of this one have (`early`), and does the same.
+- A block owns 16 * ROW_TILES rows of W, and a cluster of CLUSTER blocks splits K; sums go warp by
+  warp and block by block in a fixed order, so equal inputs give equal bits. A row's bits do not
+  depend on the other rows, nor on ROW_TILES or N_TILES; only on how K is split.
+- With more tiles than clusters the ring runs on from one tile into the next.
+
+In a tile, row slots g and g + 8 of the MMA are rows 2g and 2g + 1 of W (so that a lane owns a pair
+of neighbours of out), or a gate row and its up row (so that a lane owns both).
+
+Launch: grid CLUSTER * (clusters), block 32 * warps with warps >= ROW_TILES * N_TILES, dynamic shared
+memory as cuda_gemm.py's shared_bytes has it. K a multiple of 64 and at least CLUSTER * 64; N a
+multiple of 8, of 16 if gated. -D ROW_TILES (1, 2), N_TILES (1, 2, 4), CLUSTER (1, 2, 4, 8; before
+sm_90 only 1). Programmatic dependent launch is allowed.
+*/
+#include "common.cuh"  // defines: bf16 helpers, mma_bf16, cp_async_*, warp_*, pdl_*
+
+constexpr int STEP_K = 64;
+constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
+constexpr int QUADS = ROW_TILES * N_TILES * 32;          // float4 sums of a tile: one lane's D
+constexpr int MAX_WARPS = 12;
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 1
+#endif
+
+struct Arguments {
+    bf16* out;
+    const bf16* x;
+    const bf16* weight;
+    const bf16* bias;
+    const bf16* residual;
+    const bf16* norm_weight;
+    int num_rows, n, k, gated, stages, early;
+    float eps;
+};
+
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + exp2_fast(-x * LOG2E)); }
+
+__device__ __forceinline__ void copy_weight(uint32_t shared, const bf16* global) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+                 : "memory");
+}
+
+// At most `pending` groups of copies outstanding; the count is the same for a whole launch.
+__device__ __forceinline__ void wait_copies(int pending) {
+    switch (pending) {
+        case 0: cp_async_wait<0>(); break;
+        case 1: cp_async_wait<1>(); break;
+        case 2: cp_async_wait<2>(); break;
+        case 3: cp_async_wait<3>(); break;
+        case 4: cp_async_wait<4>(); break;
+        case 5: cp_async_wait<5>(); break;
+        case 6: cp_async_wait<6>(); break;
+        default: cp_async_wait<7>(); break;
+    }
+}
+
+__device__ __forceinline__ float4 add4(float4 a, float4 b) {
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+#if CLUSTER > 1
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint32_t peer_address(uint32_t shared, int rank) {
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+    return address;
+}
+__device__ __forceinline__ void store_peer(uint32_t address, float4 v) {
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v.x),
+                 "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+__device__ __forceinline__ void store_peer(uint32_t address, float v) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+}
+#else
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() {}
+__device__ __forceinline__ uint32_t peer_address(uint32_t shared, int rank) { return shared; }
+__device__ __forceinline__ void store_peer(uint32_t address, float4 v) {}
+__device__ __forceinline__ void store_peer(uint32_t address, float v) {}
+#endif
+
+// What one lane copies: row slots g and g + 8 of every 16-row tile of a block's tile.
+struct Rows {
+    const bf16* first[ROW_TILES];
+    int64_t to_second;
+
+    __device__ __forceinline__ void set(const Arguments& a, int tile, int offset) {
+        const int g = (threadIdx.x & 31) >> 2;
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+            const int tile16 = tile * ROW_TILES + r;
+            // Rows past the end are read from the last ones, and their sums dropped.
+            const int row = a.gated ? min(tile16 * 8 + g, a.n / 2 - 1)
+                                    : min(tile16 * 16 + 2 * g, a.n - 2);
+            first[r] = a.weight + (int64_t)row * a.k + offset;
+        }
+        to_second = a.gated ? (int64_t)(a.n / 2) * a.k : a.k;
+    }
+};
+
+__device__ __forceinline__ void run(const Arguments& a) {
+    extern __shared__ __align__(128) uint8_t shared[];
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int g = lane >> 2, t = lane & 3;
+    const int num_warps = blockDim.x >> 5;
+    const int rank = blockIdx.x % CLUSTER;
+    const int num_clusters = gridDim.x / CLUSTER, first_tile = blockIdx.x / CLUSTER;
+    const int num_tiles = ceil_div(ceil_div(a.n, 16), ROW_TILES);
+
+    // This block's steps of K, and this warp's: warp, warp + num_warps, ...
+    const int total_steps = a.k / STEP_K;
+    const int first_step = rank * total_steps / CLUSTER;
+    const int num_steps = (rank + 1) * total_steps / CLUSTER - first_step;
+    const int slice_steps = ceil_div(total_steps, CLUSTER);  // the most that a block has
+    const int my_steps = num_steps > warp ? (num_steps - warp - 1) / num_warps + 1 : 0;
+
+    // Shared memory. One tile a block: the partial sums of a warp take the place of its ring.
+    const bool single = num_tiles <= num_clusters;
+    const int ring_bytes = a.stages * STEP_BYTES;
+    uint8_t* const ring = shared + warp * ring_bytes;
+    uint8_t* const x_rows = shared + num_warps * ring_bytes;  // [step][half][row][t] 16 bytes
+    uint8_t* const norm_row = x_rows + a.num_rows * slice_steps * (STEP_K * 2);
+    uint8_t* const cluster_sums = norm_row + (a.norm_weight ? slice_steps * (STEP_K * 2) : 0);
+    uint8_t* const squares = cluster_sums + (CLUSTER > 1 ? 2 * QUADS * 16 : 0);
+    uint8_t* const partials =
+        single ? shared : squares + (a.norm_weight ? (MAX_WARPS + 8) * N_TILES * 8 * 4 : 0);
+    const int partial_stride = single ? ring_bytes : QUADS * 16;  // of a warp
+    const int buffer_stride = single ? 0 : num_warps * QUADS * 16;
+
+    // Before the wait: nothing but weights.
+    const int lane_offset = (first_step + warp) * STEP_K + t * 8;
+    Rows rows;
+    rows.set(a, first_tile, lane_offset);
+    int copy_tile = first_tile, copy_step = 0, copy_stage = 0;
+    auto copy_next = [&]() {
+        if (copy_tile < num_tiles && my_steps > 0) {
+            const uint32_t to = shared_address(ring) + copy_stage * STEP_BYTES + lane * 16;
+            const int offset = copy_step * num_warps * STEP_K;
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) {
+                const bf16* from = rows.first[r] + offset;
+                copy_weight(to + (r * 4 + 0) * 512, from);
+                copy_weight(to + (r * 4 + 1) * 512, from + 32);
+                copy_weight(to + (r * 4 + 2) * 512, from + rows.to_second);
+                copy_weight(to + (r * 4 + 3) * 512, from + rows.to_second + 32);
+            }
+            if (++copy_step == my_steps) {
+                copy_step = 0;
+                copy_tile += num_clusters;
+                rows.set(a, copy_tile, lane_offset);
+            }
+            if (++copy_stage == a.stages) copy_stage = 0;
+        }
+        cp_async_commit();
+    };
+    if (a.early) pdl_launch_dependents();
+#pragma unroll 1
+    for (int i = 0; i < a.stages; i++) copy_next();
+    if (a.norm_weight) {
+        const uint4* from = (const uint4*)(a.norm_weight + first_step * STEP_K);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < num_steps * (STEP_K / 8); i += blockDim.x)
+            ((uint4*)norm_row)[i] = load_before_wait(from + i);
+    }
+    if (CLUSTER > 1) cluster_arrive();  // waited for before the first store to a peer
+    pdl_wait();
+    if (!a.early) pdl_launch_dependents();
+
+    // x, as this lane will need it: rows g, g + 8, ... of its own chunks.
+    auto x_slot = [&](int step, int half, int row) {
+        return (uint4*)(x_rows + ((((step * num_warps + warp) * 2 + half) * a.num_rows + row) * 4 + t) * 16);
+    };
+#pragma unroll 1
+    for (int step = 0; step < my_steps; step++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++)
+                if (g + 8 * j < a.num_rows)
+                    cp_async_16(
+                        shared_address(x_slot(step, half, g + 8 * j)),
+                        a.x + (int64_t)(g + 8 * j) * a.k + lane_offset +
+                            step * num_warps * STEP_K + half * 32);
+    cp_async_commit();
+    cp_async_wait<0>();
+    bool peers_started = false;
+    if (a.norm_weight) {
+        float* const block_squares = (float*)squares;  // [warp][row], then [rank][row]
+        float* const rank_squares = block_squares + MAX_WARPS * N_TILES * 8;
+        float sums[N_TILES];  // of squares; then the scale of rows g, g + 8, ...
+#pragma unroll
+        for (int j = 0; j < N_TILES; j++) {
+            sums[j] = 0.0f;
+            if (g + 8 * j < a.num_rows)
+#pragma unroll 1
+                for (int part = 0; part < 2 * my_steps; part++) {
+                    const uint4 v = *x_slot(part >> 1, part & 1, g + 8 * j);
+                    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        sums[j] += bf16_low(pairs[i]) * bf16_low(pairs[i]);
+                        sums[j] += bf16_high(pairs[i]) * bf16_high(pairs[i]);
+                    }
+                }
+            sums[j] += __shfl_xor_sync(~0u, sums[j], 1);
+            sums[j] += __shfl_xor_sync(~0u, sums[j], 2);
+            if (t == 0) block_squares[warp * (N_TILES * 8) + j * 8 + g] = sums[j];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < N_TILES; j++) {
+            sums[j] = 0.0f;
+            for (int w = 0; w < num_warps; w++)
+                sums[j] += block_squares[w * (N_TILES * 8) + j * 8 + g];
+        }
+        if (CLUSTER > 1) {
+            cluster_wait();
+            peers_started = true;
+            if (warp == 0 && t == 0)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++)
+                    for (int peer = 0; peer < CLUSTER; peer++)
+                        store_peer(
+                            peer_address(
+                                shared_address(rank_squares + rank * (N_TILES * 8) + j * 8 + g),
+                                peer),
+                            sums[j]);
+            cluster_arrive();
+            cluster_wait();
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++) {
+                sums[j] = 0.0f;
+                for (int peer = 0; peer < CLUSTER; peer++)
+                    sums[j] += rank_squares[peer * (N_TILES * 8) + j * 8 + g];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < N_TILES; j++) sums[j] = rsqrtf(sums[j] / a.k + a.eps);
+#pragma unroll 1
+        for (int step = 0; step < my_steps; step++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const uint4 w = ((const uint4*)norm_row)[(step * num_warps + warp) * 8 + half * 4 + t];
+                const uint32_t scales[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++) {
+                    if (g + 8 * j >= a.num_rows) continue;
+                    const uint4 v = *x_slot(step, half, g + 8 * j);
+                    const uint32_t values[4] = {v.x, v.y, v.z, v.w};
+                    uint32_t y[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        y[i] = pack_bf16(
+                            round_bf16(bf16_low(values[i]) * sums[j]) * bf16_low(scales[i]),
+                            round_bf16(bf16_high(values[i]) * sums[j]) * bf16_high(scales[i]));
+                    *x_slot(step, half, g + 8 * j) = make_uint4(y[0], y[1], y[2], y[3]);
+                }
+            }
+    }
+    if (CLUSTER > 1 && !peers_started) cluster_wait();
+
+    int stage = 0, buffer = 0;
+    for (int tile = first_tile; tile < num_tiles; tile += num_clusters, buffer ^= 1) {
+        // The sum that this thread finishes: its place in out, and the old value there.
+        constexpr int SHARE = QUADS / CLUSTER;
+        const int quad = rank * SHARE + threadIdx.x;
+        const int tile16 = tile * ROW_TILES + quad / (32 * N_TILES);
+        const int row = quad / 32 % N_TILES * 8 + 2 * (quad & 3);
+        const int column = a.gated ? tile16 * 8 + (quad >> 2 & 7) : tile16 * 16 + 2 * (quad >> 2 & 7);
+        const int width = a.gated ? a.n / 2 : a.n;
+        const bool mine = (int)threadIdx.x < SHARE && column < width && row < a.num_rows;
+        uint32_t old[2] = {0, 0};
+        float bias[2] = {0.0f, 0.0f};
+        if (mine && a.residual) {
+            old[0] = *(const volatile uint32_t*)(a.residual + (int64_t)row * width + column);
+            if (row + 1 < a.num_rows)
+                old[1] = *(const volatile uint32_t*)(a.residual + (int64_t)(row + 1) * width + column);
+        }
+        if (mine && a.bias) {
+            const uint32_t pair = *(const uint32_t*)(a.bias + column);
+            bias[0] = bf16_low(pair);
+            bias[1] = bf16_high(pair);
+        }
+
+        float d[ROW_TILES][N_TILES][4];
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) d[r][j][i] = 0.0f;
+#pragma unroll 1
+        for (int step = 0; step < my_steps; step++) {
+            uint4 b[2][N_TILES];
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++) {
+                    b[half][j] = make_uint4(0, 0, 0, 0);
+                    if (g + 8 * j < a.num_rows) b[half][j] = *x_slot(step, half, g + 8 * j);
+                }
+            wait_copies(a.stages - 1);
+            const uint4* w = (const uint4*)(ring + stage * STEP_BYTES) + lane;
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const uint4 top = w[(r * 4 + half) * 32], bottom = w[(r * 4 + 2 + half) * 32];
+                    const uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
+                    const uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
+#pragma unroll
+                    for (int j = 0; j < N_TILES; j++) {
+                        mma_bf16(d[r][j], low, b[half][j].x, b[half][j].y);
+                        mma_bf16(d[r][j], high, b[half][j].z, b[half][j].w);
+                    }
+                }
+            copy_next();
+            if (++stage == a.stages) stage = 0;
+        }
+
+        // Over the warps.
+        uint8_t* const sums_of_tile = partials + buffer * buffer_stride;
+        float4* const my_partial = (float4*)(sums_of_tile + warp * partial_stride) + lane;
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++)
+                my_partial[(r * N_TILES + j) * 32] =
+                    make_float4(d[r][j][0], d[r][j][1], d[r][j][2], d[r][j][3]);
+        __syncthreads();
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (threadIdx.x < QUADS)
+            for (int w = 0; w < num_warps; w++)
+                sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + threadIdx.x));
+
+        // Over the cluster.
+        if (CLUSTER > 1) {
+            float4* const slots = (float4*)cluster_sums + buffer * QUADS;  // [rank][SHARE]
+            if (threadIdx.x < QUADS)
+                store_peer(
+                    peer_address(
+                        shared_address(slots + rank * SHARE + threadIdx.x % SHARE),
+                        threadIdx.x / SHARE),
+                    sum);
+            cluster_arrive();
+            cluster_wait();
+            if (threadIdx.x < SHARE) {
+                sum = slots[threadIdx.x];
+                for (int peer = 1; peer < CLUSTER; peer++)
+                    sum = add4(sum, slots[peer * SHARE + threadIdx.x]);
+            }
+        }
+        if (!mine) continue;
+        const float products[2][2] = {{sum.x, sum.z}, {sum.y, sum.w}};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (row + i >= a.num_rows) break;
+            bf16* const to = a.out + (int64_t)(row + i) * width + column;
+            if (a.gated) {
+                const float gate = round_bf16(products[i][0]), up = round_bf16(products[i][1]);
+                *to = float_to_bf16(round_bf16(silu(gate)) * up);
+                continue;
+            }
+            uint32_t pair = pack_bf16(products[i][0] + bias[0], products[i][1] + bias[1]);
+            if (a.residual)
+                pair = pack_bf16(bf16_low(pair) + bf16_low(old[i]), bf16_high(pair) + bf16_high(old[i]));
+            *(uint32_t*)to = pair;
+        }
+    }
+}
+
+extern "C" __global__ void
+#if CLUSTER > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
+__launch_bounds__(MAX_WARPS * 32, MIN_BLOCKS) gemm_small(
+    bf16* out, const bf16* x, const bf16* weight, const bf16* bias, const bf16* residual,
+    const bf16* norm_weight, int num_rows, int n, int k, int gated, int stages, int early,
+    float eps) {
+    run({out, x, weight, bias, residual, norm_weight, num_rows, n, k, gated, stages, early, eps});
+}

@@ -1,0 +1,267 @@
+"""Products of a few rows: ours against cuBLAS, one by one and as the chain of a decode step.
+
+    python tools/bench_gemm.py [--tune 10] [--rows 1 16] [--model 0.6B]
+
+Weights rotate so that nothing comes out of the L2 cache; all launches of a figure are in one CUDA
+graph, the median of its replays counts. --tune tries many plans a product, on the whole
+step, for so many seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from minisgl_fast.backend.cuda_gemm import Plan, SmallGemm
+from minisgl_fast.backend.kernel import get_kernel
+
+ROTATE_BYTES = 240 << 20
+MODELS = {
+    # layers, (N, K) of qkv, o, gate_up, down and LM head, query heads (8 key heads of 128)
+    "0.6B": (28, ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (151936, 1024)), 16),
+    "14B": (6, ((7168, 5120), (5120, 5120), (34816, 5120), (5120, 17408), (151936, 5120)), 40),
+}
+NAMES = ("qkv", "o", "gate_up", "down", "lm_head")
+
+
+def time_us(launches: Sequence[Callable[[], Any]], replays: int = 9) -> float:
+    """Microseconds of all of ``launches``, as one graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        launches[0]()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for launch in launches:
+                launch()
+        times = []
+        for _ in range(replays + 2):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1e3)
+    return sorted(times[2:])[replays // 2]
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.03
+
+
+def single(shape: tuple[int, int], weights: list[torch.Tensor], rows: int, call: Any) -> float:
+    """Microseconds of one product."""
+    x = random(rows, shape[1])
+    repeat = 8 // len(weights) or 1
+    return time_us([lambda w=w: call(x, w) for w in weights * repeat]) / (len(weights) * repeat)
+
+
+class Step:
+    """What a decode step launches, with real attention between the products; for one model."""
+
+    def __init__(self, model: str, rows: int, context: int) -> None:
+        from minisgl_fast.backend.cuda_attention import DecodeAttention
+        from minisgl_fast.backend.cuda_kv import KvStore
+        from minisgl_fast.backend.kv_layout import layer_shape
+
+        self.rows = rows
+        self.num_layers, self.shapes, self.num_heads = MODELS[model]
+        shapes = [self.shapes[:4]] * self.num_layers
+        self.layers = [[random(n, k) for n, k in layer] for layer in shapes]
+        self.head = random(*self.shapes[4])
+        pages = context // 64 * rows
+        shape = layer_shape(pages, 8, 64, 128)
+        self.kv = [torch.randn(shape, device="cuda").bfloat16() for _ in range(self.num_layers)]
+        self.table = torch.randperm(pages, device="cuda").int().view(rows, -1)
+        self.slots = torch.arange(rows, dtype=torch.int32, device="cuda")
+        self.lengths = torch.full_like(self.slots, context)
+        self.kv_slots = self.table[:, -1] * 64 + 63
+        self.rope = torch.ones(context, 128, device="cuda")
+        self.scale = torch.ones(self.shapes[0][1], dtype=torch.bfloat16, device="cuda")
+        self.head_scale = self.scale[:128]
+        self.attention = DecodeAttention(self.num_heads, 8, 128, 64, rows)
+        self.store = KvStore(self.num_heads, 8, 128, 64, qk_norm=True)
+        self.norm_kernel = get_kernel("rms_norm", "add_rms_norm")
+        self.silu_kernel = get_kernel("silu_mul", "silu_mul")
+
+    def attend(self, qkv: torch.Tensor, kv: torch.Tensor, real: bool) -> torch.Tensor:
+        q = torch.empty(self.rows, self.num_heads * 128, dtype=qkv.dtype, device="cuda")
+        if not real:
+            return qkv.view(-1)[: q.numel()].view_as(q)
+        out = torch.empty_like(q)
+        norm = (self.head_scale, self.head_scale, 1e-6)
+        self.store(qkv, *norm, *self.place, q, kv, self.rows, pdl=True)
+        self.attention(q, kv, out, self.lengths, self.slots, self.table, self.rows, 0.088, pdl=True)
+        return out
+
+    def add_norm(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        hidden = x.shape[1]
+        self.norm_kernel.launch(
+            (len(x),),
+            hidden // 8,
+            (*(i.data_ptr() for i in (out, x, residual, self.scale)), hidden, 1e-6),
+            pdl=True,
+        )
+        return out
+
+    def fused(self, gemm: SmallGemm, real: bool, head: bool) -> None:
+        residual = self.start
+        norm = (self.scale, 1e-6)
+        for (qkv, o, gate_up, down), kv in zip(self.layers, self.kv, strict=True):
+            y = self.attend(gemm.linear(residual, qkv, norm=norm), kv, real)
+            gemm.linear_add(y, o, residual)
+            gemm.linear_add(gemm.linear_silu_mul(residual, gate_up, norm), down, residual)
+        if head:
+            gemm.linear(residual, self.head, norm=norm)
+
+    def separate(self, linear: Any, real: bool, head: bool, *, small: bool = True) -> None:
+        residual = self.start
+        hidden = residual
+        for (qkv, o, gate_up, down), kv in zip(self.layers, self.kv, strict=True):
+            y = linear(self.attend(linear(hidden, qkv), kv, real), o)
+            hidden = self.add_norm(y, residual) if small else y
+            x = linear(hidden, gate_up)
+            width = x.shape[1] // 2
+            middle = x.view(-1)[: x.numel() // 2].view(-1, width)
+            if small:
+                middle = torch.empty(self.rows, width, dtype=x.dtype, device="cuda")
+                self.silu_kernel.launch(
+                    (self.rows, -(-width // 1024)),
+                    128,
+                    (middle.data_ptr(), x.data_ptr(), width),
+                    pdl=True,
+                )
+            y = linear(middle, down)
+            hidden = self.add_norm(y, residual) if small else y
+        if head:
+            linear(hidden, self.head)
+
+    def prepare(self) -> None:
+        self.start = random(self.rows, self.shapes[0][1])
+        self.place = (self.rope, self.lengths - 1, self.kv_slots.contiguous())
+
+
+def candidates(gemm: SmallGemm, rows: int, n: int, k: int) -> list[Plan]:
+    """Plans worth a try."""
+    found = []
+    for cluster in (1, 2, 4, 8):
+        for row_tiles in (1, 2):
+            for warps in (4, 6, 8, 12):
+                share = -(-(k // 64) // cluster)
+                turns = -(-share // warps)
+                if share < warps or turns * warps > 1.34 * share:
+                    continue
+                for stages in (1, 2, 3, 4, 6, 8):
+                    for blocks in (1, 2, 3, 4):
+                        plan = Plan(row_tiles, cluster, warps, stages, blocks)
+                        grid, shared = gemm._launch_shape(plan, rows, n, k, norm=True)
+                        one_tile = grid >= -(-n // 16 // row_tiles) * cluster
+                        per_sm = -(-grid // 132)
+                        if (one_tile and (stages > turns or stages * 2 < turns)) or grid < 100:
+                            continue
+                        if per_sm < blocks or per_sm * (shared + 1024) > 228 * 1024:
+                            continue
+                        if per_sm * warps > 24 or shared > 227 * 1024:
+                            continue
+                        if not one_tile and per_sm * warps * stages * row_tiles < 20:
+                            continue
+                        found.append(plan)
+    return found
+
+
+def tune(step: Step, deadline: float) -> dict[tuple[int, int], Plan]:
+    """Coordinate descent over the plans of the products, on the whole step."""
+    gemm = SmallGemm(torch.device("cuda"))
+    best = {shape: gemm.plan(step.rows, *shape) for shape in step.shapes}
+
+    def measure(shape: tuple[int, int], plan: Plan) -> float:
+        plans = {**best, shape: plan}
+        gemm._launches.clear()
+        gemm.plan = lambda rows, n, k: plans[n, k]  # type: ignore[method-assign]
+        if shape == step.shapes[4]:
+            one = lambda: gemm.linear(step.start, step.head, norm=(step.scale, 1e-6))  # noqa: E731
+            return time_us([one] * 4, replays=3)
+        return time_us([lambda: step.fused(gemm, True, False)], replays=3)
+
+    for shape in (*(step.shapes[i] for i in (4, 2, 0, 3, 1)), step.shapes[2]):
+        results = []
+        for plan in candidates(gemm, step.rows, *shape):
+            if time.monotonic() > deadline:
+                break
+            results.append((measure(shape, plan), plan))
+        if not results:
+            continue
+        results.sort(key=lambda pair: pair[0])
+        if results[0][0] < measure(shape, best[shape]):
+            best[shape] = results[0][1]
+        text = "  ".join(
+            f"{us:.1f} {p.row_tiles, p.cluster, p.warps, p.stages, p.blocks_per_sm}"
+            for us, p in results[:6]
+        )
+        print(f"tune {shape} rows {step.rows} of {len(results)}: {text}", flush=True)
+    return best
+
+
+def compare(step: Step, tuned: dict[tuple[int, int], Plan] | None) -> None:
+    """Times of the products one by one, of all of them, and of the step around them."""
+    device = torch.device("cuda")
+    ours = {
+        "early": SmallGemm(device),
+        "late": SmallGemm(device, early=False),
+        "no pdl": SmallGemm(device, pdl=False),
+    }
+    if tuned:
+        ours["tuned"] = SmallGemm(device)
+        ours["tuned"].plan = lambda rows, n, k: tuned[n, k]  # type: ignore[method-assign]
+    rows = step.rows
+    print(f"rows {rows}, us           cuBLAS" + "".join(f"{name:>9}" for name in ours))
+    columns = [[layer[i] for layer in step.layers] for i in range(4)] + [[step.head]]
+    for name, shape, weights in zip(NAMES, step.shapes, columns, strict=True):
+        times = [single(shape, weights, rows, F.linear)]
+        times += [single(shape, weights, rows, one.linear) for one in ours.values()]
+        rate = shape[0] * shape[1] * 2 / min(times[1:]) / 1e6
+        print(f"{rows:3} {name:20}" + "".join(f"{us:9.2f}" for us in times), f"  {rate:.2f} TB/s")
+    layer_bytes = sum(n * k * 2 for n, k in step.shapes[:4]) * step.num_layers
+    linears = (F.linear, *(one.linear for one in ours.values()))
+    lines = {
+        "products": [lambda f=f: step.separate(f, False, False, small=False) for f in linears],
+        "products + head": [
+            lambda f=f: step.separate(f, False, True, small=False) for f in linears
+        ],
+        "fused products": [None, *(lambda g=g: step.fused(g, False, False) for g in ours.values())],
+        "step, 9 launches": [lambda f=f: step.separate(f, True, True) for f in linears],
+        "step, 6 launches": [None, *(lambda g=g: step.fused(g, True, True) for g in ours.values())],
+    }
+    for name, runs in lines.items():
+        times = [time_us([run]) if run else float("nan") for run in runs]
+        print(f"{rows:3} {name:20}" + "".join(f"{us:9.1f}" for us in times), end="")
+        print(f"  {layer_bytes / min(times[1:]) / 1e6:.2f} TB/s of the layers", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tune", type=float, default=0.0, help="seconds for a model and row count")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--context", type=int, default=512)
+    options = parser.parse_args()
+    with torch.inference_mode():
+        for model in options.model:
+            for rows in options.rows:
+                step = Step(model, rows, options.context)
+                step.prepare()
+                print(f"{model}, {step.num_layers} layers")
+                tuned = tune(step, time.monotonic() + options.tune) if options.tune else None
+                compare(step, tuned)
+                del step
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
