@@ -3,41 +3,68 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from minisgl_fast.backend.kernel import get_kernel
-from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.backend.kernel import Kernel, device_arch, get_kernel
+from minisgl_fast.backend.kernels_table import SAMPLE_CLUSTERS, find_spec
+from minisgl_fast.backend.step import DeviceState, Logprobs, StepTensors
 
 BLOCK = 512
-# The three words a bin of sample.cu: 2 * 28 * 128 + 1 bins, rounded up to whole threads.
-SHARED_BYTES = 3 * 4 * -(-(2 * 28 * 128 + 1) // BLOCK) * BLOCK
+NUM_BINS = 8192
+SHARED_BYTES = NUM_BINS * 12  # a count and a mass each
+BLOCKS_PER_SM = 2
 
 
 class Sampler:
     """Samples up to ``max_seqs`` rows in one launch that a CUDA graph may hold."""
 
-    def __init__(self, max_seqs: int, vocab_size: int, device: torch.device) -> None:
-        self._kernel = {
-            torch.bfloat16: get_kernel("sample_bf16", "sample", SHARED_BYTES),
-            torch.float32: get_kernel("sample_float32", "sample", SHARED_BYTES),
-        }
+    def __init__(
+        self,
+        max_seqs: int,
+        vocab_size: int,
+        device: torch.device,
+        clusters: Sequence[int] = SAMPLE_CLUSTERS,
+    ) -> None:
+        """``clusters``: how many blocks may share a row; all those that the device can by default.
+
+        1, which every device can, is always among them.
+        """
+        index = torch.cuda.current_device() if device.index is None else device.index
+        arch = device_arch(index)
+        self._capacity = (
+            BLOCKS_PER_SM * torch.cuda.get_device_properties(index).multi_processor_count
+        )
+        self._bf16: dict[int, Kernel] = {1: get_kernel("sample_bf16", "sample", SHARED_BYTES)}
+        for cluster in clusters:
+            name = f"sample_bf16_cluster{cluster}"
+            if cluster > 1 and find_spec(name).serves(arch):
+                self._bf16[cluster] = get_kernel(name, "sample", SHARED_BYTES)
+        self._float32 = {1: get_kernel("sample_float32", "sample", SHARED_BYTES)}
         self._reset = get_kernel("step", "reset_counts")
         # Rows with penalties, bias or mask are rewritten here; padded to whole 16-byte loads.
         self._stride = -(-vocab_size // 8) * 8
         self._workspace = torch.empty(max_seqs, self._stride, dtype=torch.float32, device=device)
 
     def __call__(
-        self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int
+        self,
+        logits: Tensor,
+        step: StepTensors,
+        state: DeviceState,
+        vocab_limit: int,
+        logprobs: Logprobs | None = None,
     ) -> Tensor:
         """int32 [num_samples]; updates ``state`` as the interface says.
 
         logits [num_samples, vocab rounded up to a multiple of 8], bfloat16 or float32.
         """
         tokens = torch.empty(step.num_samples, dtype=torch.int32, device=logits.device)
-        self._kernel[logits.dtype].launch(
-            (step.num_samples,),
+        kernels = self._bf16 if logits.dtype == torch.bfloat16 else self._float32
+        cluster = self.pick_cluster(kernels, step.num_samples)
+        kernels[cluster].launch(
+            (step.num_samples * cluster,),
             BLOCK,
             (
                 tokens.data_ptr(),
@@ -46,6 +73,9 @@ class Sampler:
                 logits.data_ptr(),
                 self._workspace.data_ptr(),
                 0,
+                0 if logprobs is None else logprobs.ids.data_ptr(),
+                0 if logprobs is None else logprobs.values.data_ptr(),
+                0 if logprobs is None else logprobs.chosen.data_ptr(),
                 step.temperature.data_ptr(),
                 step.top_k.data_ptr(),
                 step.top_p.data_ptr(),
@@ -69,6 +99,10 @@ class Sampler:
             pdl=True,
         )
         return tokens
+
+    def pick_cluster(self, kernels: dict[int, Kernel], num_rows: int) -> int:
+        """The most blocks a row with which all rows still run at once."""
+        return max((c for c in kernels if c * num_rows <= self._capacity), default=1)
 
     def reset_counts(
         self, state: DeviceState, slot: int, tokens: array[int], num_prompt: int

@@ -83,9 +83,33 @@ STEP = (
     KernelSpec("silu_mul", "silu_mul.cu", ("silu_mul",)),
 )
 
-SAMPLE = (
-    KernelSpec("sample_bf16", "sample.cu", ("sample",), (("LOGIT_FLOAT", 0),)),
-    KernelSpec("sample_float32", "sample.cu", ("sample",), (("LOGIT_FLOAT", 1),)),
+# Blocks that share a row: more where there are few rows (clusters: sm_90 and newer). The model's
+# logits are bfloat16; the float32 variant is for callers that have other ones.
+SAMPLE_CLUSTERS = (1, 2, 4, 8)
+
+SAMPLE = tuple(
+    KernelSpec(
+        name=f"sample_{dtype}" + (f"_cluster{cluster}" if cluster > 1 else ""),
+        source="sample.cu",
+        entries=("sample",),
+        defines=(("LOGIT_FLOAT", int(dtype == "float32")), ("CLUSTER", cluster)),
+        only=("sm_90a", "sm_100", "sm_120") if cluster > 1 else (),
+    )
+    for dtype, clusters in (("bf16", SAMPLE_CLUSTERS), ("float32", (1,)))
+    for cluster in clusters
+)
+
+GEMM_SMALL = tuple(
+    KernelSpec(
+        name=f"gemm_small_r{row_tiles}_n{n_tiles}_c{cluster}",
+        source="gemm_small.cu",
+        entries=("gemm_small",),
+        defines=(("ROW_TILES", row_tiles), ("N_TILES", n_tiles), ("CLUSTER", cluster)),
+        only=("sm_90a", "sm_100", "sm_120") if cluster > 1 else (),
+    )
+    for row_tiles in (1, 2)
+    for n_tiles in (1, 2)
+    for cluster in (1, 2, 4, 8)
 )
 
 # Joined here, one line a section: ``*ATTENTION_DECODE,`` and so on.
@@ -96,6 +120,7 @@ SPECS: tuple[KernelSpec, ...] = (
     *ATTENTION_PREFILL_SM90,
     *STEP,
     *SAMPLE,
+    *GEMM_SMALL,
 )
 
 

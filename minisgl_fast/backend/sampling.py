@@ -21,6 +21,9 @@ For one row with logits l[0..vocab_limit), in float32 (ids from vocab_limit on a
 So a token depends on its logits, parameters, seed and position alone: not on the batch, its order
 or the device. Since -2.82 < g < 16.64, ids more than ``MAX_GUMBEL_GAP`` below the maximum can never
 win; they are skipped, and few words of Philox are computed.
+
+Rows with HAS_LOGPROBS also get the log-softmax of l as it is after step 3: of the sampled token and
+of the NUM_TOP largest.
 """
 
 from __future__ import annotations
@@ -33,9 +36,12 @@ from torch import Tensor
 from minisgl_fast.backend.step import (
     COUNT_MASK,
     HAS_BIAS,
+    HAS_LOGPROBS,
     HAS_PENALTIES,
     IN_PROMPT,
+    NUM_TOP,
     DeviceState,
+    Logprobs,
     StepTensors,
 )
 
@@ -56,15 +62,24 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
 
 
-def sample(logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int) -> Tensor:
+def sample(
+    logits: Tensor,
+    step: StepTensors,
+    state: DeviceState,
+    vocab_limit: int,
+    logprobs: Logprobs | None = None,
+) -> Tensor:
     """Sample logits [num_samples, vocab] -> int32 [num_samples]; updates ``state``.
 
     ``last_token`` of every sampled slot becomes the token (0 for a broken row, so that a step
-    already under way never looks up -1), and rows with penalties count theirs.
+    already under way never looks up -1), and rows with penalties count theirs. Rows with
+    HAS_LOGPROBS fill theirs of ``logprobs``, if it is given.
     """
     logits = logits[:, :vocab_limit]
     flags = step.sample_flags
     is_special = (flags & (HAS_PENALTIES | HAS_BIAS) != 0) | (step.temperature >= MIN_TEMPERATURE)
+    if logprobs is not None:
+        is_special |= flags & HAS_LOGPROBS != 0
     rows = is_special.nonzero().flatten()
     if len(rows) == 0:
         tokens = _greedy(logits)
@@ -74,7 +89,7 @@ def sample(logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: i
         if len(plain):
             tokens[plain] = _greedy(logits[plain])
         scores = _take(logits, rows).to(torch.float32, copy=len(rows) == len(logits))
-        tokens[rows] = _sample_rows(scores, rows, step, state)
+        tokens[rows] = _sample_rows(scores, rows, step, state, logprobs)
     slots = step.sample_slots.long()
     state.last_token[slots] = tokens.clamp(min=0).int()
     counted = ((flags & HAS_PENALTIES != 0) & (tokens >= 0)).nonzero().flatten()
@@ -129,7 +144,9 @@ def _greedy(logits: Tensor) -> Tensor:
     return torch.where(values.isfinite(), ids, -1)
 
 
-def _sample_rows(scores: Tensor, rows: Tensor, step: StepTensors, state: DeviceState) -> Tensor:
+def _sample_rows(
+    scores: Tensor, rows: Tensor, step: StepTensors, state: DeviceState, logprobs: Logprobs | None
+) -> Tensor:
     """Tokens of samples ``rows``, which are more than an argmax; ``scores`` are used up."""
     flags = step.sample_flags[rows]
     penalized = (flags & HAS_PENALTIES != 0).nonzero().flatten()
@@ -142,7 +159,24 @@ def _sample_rows(scores: Tensor, rows: Tensor, step: StepTensors, state: DeviceS
     drawn = ((step.temperature[rows] >= MIN_TEMPERATURE) & (tokens >= 0)).nonzero().flatten()
     if len(drawn):
         tokens[drawn] = _draw(_take(scores, drawn), _take(rows, drawn), step)
+    if logprobs is not None:
+        asked = (flags & HAS_LOGPROBS != 0).nonzero().flatten()
+        if len(asked):
+            _write_logprobs(_take(scores, asked), tokens[asked], rows[asked], logprobs)
     return tokens
+
+
+def _write_logprobs(scores: Tensor, tokens: Tensor, rows: Tensor, out: Logprobs) -> None:
+    """Rows ``rows`` of ``out``, from penalized and biased logits [n, vocab_limit] and tokens."""
+    values = scores - scores.amax(dim=-1, keepdim=True)
+    values -= values.exp().sum(dim=-1, keepdim=True, dtype=torch.float64).log().float()
+    values.masked_fill_((tokens < 0).unsqueeze(1), float("-inf"))
+    out.chosen[rows] = values.gather(1, tokens.clamp(min=0).unsqueeze(1)).squeeze(1)
+    top = scores.argsort(dim=-1, descending=True, stable=True)[:, :NUM_TOP]
+    largest = values.gather(1, top)
+    out.ids[rows], out.values[rows] = -1, float("-inf")
+    out.ids[rows, : top.shape[1]] = torch.where(largest > float("-inf"), top, -1).int()
+    out.values[rows, : top.shape[1]] = largest
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:

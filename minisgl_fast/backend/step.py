@@ -16,6 +16,10 @@ from torch import Tensor
 # bits of sample_flags
 HAS_PENALTIES = 1
 HAS_BIAS = 2
+HAS_LOGPROBS = 8  # 4 is kept for grammar masks
+
+# How many of the largest log-probabilities a row with HAS_LOGPROBS gets.
+NUM_TOP = 20
 
 # One int16 of ``DeviceState.counts``: how often the id was generated; whether the prompt has it.
 COUNT_MASK = 0x3FFF
@@ -66,6 +70,29 @@ class StepTensors:
 
     # What a backend derives once and uses in every layer.
     scratch: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """What ``sample`` writes for rows with HAS_LOGPROBS; other rows are left as they are.
+
+    Log-probabilities are those of the logits after penalties, bias and mask, before temperature and
+    filters. In descending order, lowest id first on a tie; id -1 and -inf where there are no more
+    (banned ids), and everywhere for a broken row.
+    """
+
+    ids: Tensor  # [rows, NUM_TOP]
+    values: Tensor  # [rows, NUM_TOP] f32
+    chosen: Tensor  # [rows] f32, of the sampled token
+
+    @staticmethod
+    def allocate(rows: int, device: torch.device) -> Logprobs:
+        """Room for so many samples."""
+        return Logprobs(
+            torch.full((rows, NUM_TOP), -1, dtype=torch.int32, device=device),
+            torch.full((rows, NUM_TOP), float("-inf"), device=device),
+            torch.full((rows,), float("-inf"), device=device),
+        )
 
 
 class DeviceState:

@@ -1,0 +1,149 @@
+"""Norms, SiLU, embedding and page-table updates on the GPU against torch with the same rounding."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from step_driver import make_step
+
+from minisgl_fast.backend.step import DeviceState, StepTensors
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+HIDDEN_SIZES = [8, 576, 896, 1024, 2048, 2560, 4096, 5120, 8192]
+ROWS = [0, 1, 7, 256, 8192]
+EPS = 1e-6
+
+
+@pytest.fixture(scope="module")
+def backend() -> Any:
+    from minisgl_fast.backend.cuda import CudaBackend
+    from minisgl_fast.backend.kernel import get_kernel
+
+    backend = CudaBackend(torch.device("cuda", torch.cuda.current_device()))
+    # What ``prepare`` would also load, without the attention of some model.
+    for spec, entry in (
+        ("step", "apply_updates"),
+        ("step", "embed"),
+        ("rms_norm", "rms_norm"),
+        ("rms_norm", "add_rms_norm"),
+        ("silu_mul", "silu_mul"),
+    ):
+        setattr(backend, f"_{entry}", get_kernel(spec, entry))
+    return backend
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return (torch.randn(shape, generator=generator, device="cuda") * scale).bfloat16()
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + EPS)
+    return weight * scaled.bfloat16()
+
+
+def assert_alike(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """The order of a sum, or an exponential, may turn a rounding to bf16: rarely, by one unit."""
+    assert got.shape == expected.shape and got.dtype == expected.dtype
+    if got.numel() == 0:
+        return
+    difference = (got.double() - expected.double()).norm() / expected.double().norm()
+    assert difference < 1e-3
+    assert (got == expected).float().mean() > 0.99
+    assert torch.isfinite(got).all()
+
+
+@pytest.mark.parametrize("hidden", HIDDEN_SIZES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_rms_norm(backend, rows, hidden):
+    x, weight = draw(rows, hidden, scale=3), draw(hidden, seed=1) + 1
+    kept = x.clone()
+    out = backend.rms_norm(x, weight, EPS)
+    assert_alike(out, norm(x, weight))
+    assert torch.equal(x, kept)
+    assert torch.equal(backend.rms_norm(x, weight, EPS), out)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN_SIZES)
+@pytest.mark.parametrize("rows", ROWS)
+def test_add_rms_norm(backend, rows, hidden):
+    x, residual = draw(rows, hidden, scale=2), draw(rows, hidden, seed=2, scale=5)
+    weight = draw(hidden, seed=1) + 1
+    total = x + residual
+    expected = norm(total, weight)
+    out, new_residual = backend.add_rms_norm(x, residual, weight, EPS)
+    assert torch.equal(new_residual, total)  # one sum, rounded once
+    assert_alike(out, expected)
+
+
+def test_norms_of_tiny_and_large_values_are_finite(backend):
+    weight = torch.ones(1024, dtype=torch.bfloat16, device="cuda")
+    x = torch.zeros(3, 1024, dtype=torch.bfloat16, device="cuda")
+    x[1], x[2] = 1e-30, 1e15
+    assert_alike(backend.rms_norm(x, weight, EPS)[1:], norm(x, weight)[1:])
+    assert (backend.rms_norm(x, weight, EPS)[0] == 0).all()
+
+
+@pytest.mark.parametrize("width", [8, 1536, 3072, 4864, 17408])
+@pytest.mark.parametrize("rows", [0, 1, 7, 256, 2048])
+def test_silu_mul(backend, rows, width):
+    gate_up = draw(rows, 2 * width, scale=4)
+    if rows:
+        gate_up[0, : min(width, 8)] = torch.tensor(
+            [0.0, -0.0, 100.0, -100.0, 3e38, -3e38, 1e-30, -1e-30], device="cuda"
+        ).bfloat16()
+        gate_up[0, width : width + 8] = 0.5
+    gate, up = gate_up.chunk(2, dim=-1)
+    out = backend.silu_mul(gate_up)
+    assert_alike(out, F.silu(gate) * up)
+    assert torch.equal(backend.silu_mul(gate_up), out)
+
+
+def on_cuda(step: StepTensors) -> StepTensors:
+    tensors = {
+        field.name: getattr(step, field.name).cuda()
+        for field in dataclasses.fields(step)
+        if isinstance(getattr(step, field.name), torch.Tensor)
+    }
+    return dataclasses.replace(step, **tensors)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN_SIZES)
+@pytest.mark.parametrize("rows", [0, 1, 7, 256, 4096])
+def test_embed(backend, rows, hidden):
+    vocab = 1000
+    weight = draw(vocab, hidden)
+    state = DeviceState(rows + 1, 1, 8, torch.device("cuda"))
+    generator = torch.Generator("cuda").manual_seed(rows)
+    state.last_token.random_(0, vocab, generator=generator)
+    ids = torch.randint(0, vocab, (rows,), generator=generator, device="cuda").int()
+    ids[: rows // 2] = -1  # decode rows look their token up
+    slots = torch.randperm(rows + 1, generator=generator, device="cuda")[:rows].int()
+    step = SimpleNamespace(num_tokens=rows, input_ids=ids, seq_slots=slots)
+    expected = torch.where(ids < 0, state.last_token[slots.long()], ids)
+    assert torch.equal(backend.embed(step, state, weight), weight[expected.long()])
+
+
+@pytest.mark.parametrize("num_updates", [0, 1, 255, 256, 700])
+def test_apply_updates_reads_its_count_on_the_device(backend, num_updates):
+    state = DeviceState(300, 40, 8, torch.device("cuda"))
+    state.page_table.fill_(-7)
+    expected = state.page_table.cpu()
+    cells = torch.randperm(300 * 40, generator=torch.Generator().manual_seed(1))[:900].tolist()
+    updates = [(cell // 40, cell % 40, index) for index, cell in enumerate(cells)]
+    step = on_cuda(make_step(updates=updates))
+    step.header[5] = num_updates  # fewer than the buffers hold
+    for slot, column, page in updates[:num_updates]:
+        expected[slot, column] = page
+    backend.apply_updates(step, state)
+    assert torch.equal(state.page_table.cpu(), expected)
