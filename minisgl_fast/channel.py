@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from minisgl_fast.errors import EngineError
 from minisgl_fast.wire import FRAME_HEADER_BYTES, frame
@@ -103,11 +103,12 @@ class EngineChannel:
         self.closed = True
 
 
-def wait_for_any(channels: Sequence[EngineChannel], timeout_s: float | None) -> None:
-    """Sleep until a channel can be read, or written where it has unsent bytes."""
-    readable = [channel for channel in channels if not channel.closed]
-    writable = [channel for channel in readable if channel.has_unsent]
-    select.select(readable, writable, [], timeout_s)
+def wait_for_any(channels: Iterable[EngineChannel], timeout_s: float | None) -> None:
+    """Sleep until a channel can be read, or written where it has unsent bytes, or is closed."""
+    readable = list(channels)
+    if not any(channel.closed for channel in readable):
+        writable = [channel for channel in readable if channel.has_unsent]
+        select.select(readable, writable, [], timeout_s)
 
 
 class FrontendChannel(asyncio.Protocol):

@@ -55,7 +55,7 @@ def _load(channels: list[EngineChannel]) -> Engine | None:
     """Wait for CONFIG and load; None when the frontend went away instead."""
     frames: list[tuple[int, bytes]] = []
     while not frames:
-        wait_for_any(channels, None)
+        wait_for_any(channels[:1], None)
         frames = channels[0].receive()
         if channels[0].closed:
             return None
@@ -83,34 +83,37 @@ def _load(channels: list[EngineChannel]) -> Engine | None:
 
 
 def _serve(engine: Engine, channels: list[EngineChannel]) -> None:
+    """Work until every frontend is gone."""
+    live = dict(enumerate(channels))
     last_stats_s = last_check_s = 0.0
     while True:
-        received = [_receive(engine, number, channel) for number, channel in enumerate(channels)]
-        if all(channel.closed for channel in channels):
+        received = [_receive(engine, number, channel) for number, channel in live.items()]
+        # The end of a channel shows when it is read and when it is written to.
+        for number in [number for number, channel in live.items() if channel.closed]:
+            engine.abort_channel(number)
+            live.pop(number).close()
+        if not live:
             return
         if engine.has_work or any(received):
             for number, payload in engine.step():
-                if number < len(channels) and not channels[number].closed:
-                    channels[number].send(FrameKind.STEP, payload)
+                if number in live:
+                    live[number].send(FrameKind.STEP, payload)
         idle = not engine.has_work
         now = time.monotonic()
         if idle or now - last_stats_s >= STATS_INTERVAL_S:
             last_stats_s = now
             stats = json.dumps(engine.stats()).encode()
-            for channel in channels:
-                if not channel.closed:
-                    channel.send(FrameKind.STATS, stats)
+            for channel in live.values():
+                channel.send(FrameKind.STATS, stats)
         if idle:
             if now - last_check_s >= CHECK_INTERVAL_S:
                 last_check_s = now
                 engine.check()
-            wait_for_any(channels, None)
+            wait_for_any(live.values(), None)
 
 
 def _receive(engine: Engine, number: int, channel: EngineChannel) -> bool:
-    """Hand a frontend's frames to the engine; its end ends its requests. True if there were any."""
-    if channel.closed:
-        return False
+    """Hand a frontend's frames to the engine; True if there were any."""
     frames = channel.receive()
     for kind, payload in frames:
         if kind == FrameKind.ADD:
@@ -119,9 +122,6 @@ def _receive(engine: Engine, number: int, channel: EngineChannel) -> bool:
             engine.abort(number, int.from_bytes(payload, "little"))
     if channel.has_unsent:
         channel.flush()
-    if channel.closed:
-        engine.abort_channel(number)
-        channel.close()
     return bool(frames)
 
 

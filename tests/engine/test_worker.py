@@ -1,0 +1,365 @@
+"""The engine process over real socketpairs: what goes in, what comes out, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minisgl_fast.channel import FrameReader
+from minisgl_fast.config import Config
+from minisgl_fast.params import SamplingParams
+from minisgl_fast.wire import FinishReason, FrameKind, frame, pack_add, unpack_step
+
+TIMEOUT_S = 90.0  # a deadline for a loaded machine, not a figure
+HOT = SamplingParams(temperature=1.5, ignore_eos=True)
+FACTS = {
+    "max_model_len": 1024,
+    "vocab_size": 320,
+    "num_pages": 64,
+    "page_size": 16,
+    "max_running_requests": 4,
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+class Peer:
+    """A frontend's end of one channel, with blocking reads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(TIMEOUT_S)
+        self._sock = sock
+        self._reader = FrameReader()
+        self._frames: list[tuple[int, bytes]] = []
+        self.progress: list[dict[str, Any]] = []
+        self.stats: dict[str, int] = {}
+
+    def send(self, kind: int, payload: bytes) -> None:
+        self._sock.sendall(frame(kind, payload))
+
+    def configure(self, model: Path, **settings: Any) -> None:
+        config = Config(
+            **{
+                "model": str(model),
+                "device": "cpu",
+                "dtype": "float32",
+                "num_threads": 1,
+                "num_pages": 64,
+                "max_model_len": 1024,
+                "max_running_requests": 4,
+                **settings,
+            }
+        )
+        message = {
+            "config": config.to_dict(),
+            "model_path": str(model),
+            "vocab_limit": 259,
+            "eos_ids": [258],
+        }
+        self.send(FrameKind.CONFIG, json.dumps(message).encode())
+
+    def add(self, rid: int, prompt: list[int], max_tokens: int = 20, **options: Any) -> None:
+        payload = pack_add(rid, HOT, array("i", prompt), seed=7, max_tokens=max_tokens, **options)
+        self.send(FrameKind.ADD, payload)
+
+    def abort(self, rid: int) -> None:
+        self.send(FrameKind.ABORT, rid.to_bytes(4, "little"))
+
+    def receive(self) -> tuple[int, bytes]:
+        """The next frame; PROGRESS and STATS are put aside. EOFError at the end."""
+        while True:
+            while not self._frames:
+                data = self._sock.recv(1 << 16)
+                if not data:
+                    raise EOFError
+                self._frames += self._reader.feed(data)
+            kind, payload = self._frames.pop(0)
+            if kind == FrameKind.PROGRESS:
+                self.progress.append(json.loads(payload))
+            elif kind == FrameKind.STATS:
+                self.stats = json.loads(payload)
+            else:
+                return kind, payload
+
+    def expect(self, kind: int) -> bytes:
+        got, payload = self.receive()
+        assert got == kind, (got, payload)
+        return payload
+
+    def wait_stats(self, condition: Callable[[dict[str, int]], bool]) -> None:
+        """Read on until the counters are as they should be; no other frame may come."""
+        while not (self.stats and condition(self.stats)):
+            while not self._frames:
+                data = self._sock.recv(1 << 16)
+                assert data, "the engine has ended"
+                self._frames += self._reader.feed(data)
+            kind, payload = self._frames.pop(0)
+            assert kind == FrameKind.STATS
+            self.stats = json.loads(payload)
+
+    def collect(self, rids: set[int]) -> dict[int, tuple[list[int], FinishReason]]:
+        """All rows until each of these requests has had its last."""
+        tokens: dict[int, list[int]] = {rid: [] for rid in rids}
+        reasons: dict[int, FinishReason] = {}
+        while set(reasons) != rids:
+            rows, _ = unpack_step(self.expect(FrameKind.STEP))
+            for rid, token, reason in rows:
+                assert rid not in reasons
+                if token >= 0:
+                    tokens[rid].append(token)
+                if reason != FinishReason.RUNNING:
+                    reasons[rid] = FinishReason(reason)
+        return {rid: (tokens[rid], reasons[rid]) for rid in rids}
+
+    def wait_for_end(self) -> None:
+        with pytest.raises(EOFError):
+            while True:
+                self.receive()
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class Worker:
+    """The engine process with its frontends."""
+
+    def __init__(self, num_channels: int, program: list[str]) -> None:
+        pairs = [socket.socketpair() for _ in range(num_channels)]
+        descriptors = [theirs.fileno() for _, theirs in pairs]
+        self.process = subprocess.Popen(
+            [sys.executable, *program, *map(str, descriptors)],
+            pass_fds=descriptors,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _, theirs in pairs:
+            theirs.close()
+        self.peers = [Peer(ours) for ours, _ in pairs]
+
+    def wait(self) -> tuple[int, str]:
+        """(exit code, stderr); nothing is ever written to stdout."""
+        printed, errors = self.process.communicate(timeout=TIMEOUT_S)
+        assert printed == ""
+        return self.process.returncode, errors
+
+    def end(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+Spawn = Callable[..., Worker]
+WORKER = ["-m", "minisgl_fast.engine.worker"]
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Gives a function that starts an engine process."""
+    workers: list[Worker] = []
+
+    def start(num_channels: int = 1, program: list[str] = WORKER) -> Worker:
+        workers.append(Worker(num_channels, program))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.end()
+
+
+def test_it_loads_serves_aborts_and_leaves_with_its_frontend(
+    spawn: Spawn, tiny_model: Path
+) -> None:
+    worker = spawn()
+    (peer,) = worker.peers
+    peer.configure(tiny_model)
+    assert json.loads(peer.expect(FrameKind.READY)) == FACTS
+    assert peer.progress
+    for report in peer.progress:
+        assert set(report) == {"stage", "done", "total"}
+        assert 0 <= report["done"] <= report["total"]
+    assert peer.progress[-1]["done"] == peer.progress[-1]["total"]
+
+    peer.add(1, [10, 20, 30], 20)
+    peer.add(2, [10, 20, 30], 5)
+    results = peer.collect({1, 2})
+    assert results[1][1] == results[2][1] == FinishReason.LENGTH
+    assert (len(results[1][0]), results[2][0]) == (20, results[1][0][:5])
+
+    # More than a socket holds: a prompt of 1,000 tokens in each of 80 requests, then aborts.
+    for rid in range(3, 83):
+        peer.add(rid, [rid] * 1000, 10)
+    for rid in range(3, 83, 2):
+        peer.abort(rid)
+    results = peer.collect(set(range(3, 83)))
+    reasons = [reason for _, reason in results.values()]
+    assert set(reasons) == {FinishReason.LENGTH, FinishReason.ABORTED}
+    assert reasons.count(FinishReason.ABORTED) > 35
+    for rid in range(4, 83, 2):
+        assert len(results[rid][0]) == 10
+    peer.abort(999)  # unknown, and nothing happens
+
+    peer.stats = {}
+    peer.add(84, [1], 1)
+    peer.collect({84})
+    peer.wait_stats(lambda stats: stats["generated_tokens"] >= 25 + 400 and not stats["running"])
+    assert peer.stats["pages_used"] == 0
+    assert peer.stats["pages_free"] + peer.stats["pages_cached"] == peer.stats["pages_total"] == 64
+
+    peer.close()
+    assert worker.wait() == (0, "")
+
+
+def test_a_frontend_that_dies_takes_its_requests_and_no_others(
+    spawn: Spawn, tiny_model: Path
+) -> None:
+    worker = spawn(num_channels=2)
+    first, second = worker.peers
+    first.configure(tiny_model)
+    assert json.loads(first.expect(FrameKind.READY)) == FACTS
+    assert json.loads(second.expect(FrameKind.READY)) == FACTS
+    # The same rid on both channels is two requests.
+    first.add(1, [5] * 30, 900)
+    first.add(2, [6] * 30, 900)
+    second.add(1, [5] * 30, 40)
+    unpack_step(first.expect(FrameKind.STEP))
+    first.close()
+    tokens, reason = second.collect({1})[1]
+    assert (len(tokens), reason) == (40, FinishReason.LENGTH)
+    second.wait_stats(lambda stats: stats["aborted"] == 2 and stats["running"] == 0)
+    assert second.stats["pages_used"] == 0
+    second.add(2, [1, 2, 3], 4)
+    assert len(second.collect({2})[2][0]) == 4
+    second.close()
+    assert worker.wait() == (0, "")
+
+
+def test_signals_are_for_the_frontend_to_act_on(spawn: Spawn, tiny_model: Path) -> None:
+    worker = spawn()
+    (peer,) = worker.peers
+    peer.configure(tiny_model)
+    peer.expect(FrameKind.READY)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        worker.process.send_signal(number)
+    peer.add(1, [1, 2, 3], 8)
+    assert len(peer.collect({1})[1][0]) == 8
+    peer.close()
+    assert worker.wait() == (0, "")
+
+
+def test_a_frontend_that_goes_before_it_configures_is_no_error(spawn: Spawn) -> None:
+    worker = spawn()
+    worker.peers[0].close()
+    assert worker.wait() == (0, "")
+
+
+def broken(folder: Path, model: Path, fault: str) -> Path:
+    shutil.copytree(model, folder)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif fault == "unknown":
+        config.write_text(config.read_text().replace("Qwen3ForCausalLM", "GptForCausalLM"))
+    else:
+        config.write_text(
+            config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+        )
+    return folder
+
+
+@pytest.mark.parametrize("fault", ["truncated", "unknown", "mismatched"])
+def test_a_broken_model_is_fatal_with_one_clear_line_and_exit_code_1(
+    spawn: Spawn, tiny_model: Path, tmp_path: Path, fault: str
+) -> None:
+    folder = broken(tmp_path / "model", tiny_model, fault)
+    worker = spawn()
+    (peer,) = worker.peers
+    peer.configure(folder)
+    report = json.loads(peer.expect(FrameKind.FATAL))
+    assert report["exit_code"] == 1
+    assert report["message"].startswith(str(folder))
+    assert "\n" not in report["message"]
+    words = {"truncated": "truncated", "unknown": "GptForCausalLM", "mismatched": "model.layers.2"}
+    assert words[fault] in report["message"]
+    peer.wait_for_end()
+    assert worker.wait() == (1, "")
+
+
+CRASH = """
+import sys
+from minisgl_fast.engine import runner, worker
+
+run = runner.ModelRunner.run
+
+def crash(self, step, histories):
+    if step.num_tokens == 77:
+        raise IndexError("a bug")
+    return run(self, step, histories)
+
+runner.ModelRunner.run = crash
+raise SystemExit(worker.main(sys.argv[1:]))
+"""
+
+
+def test_an_engine_that_crashes_says_so_and_exits_with_3(spawn: Spawn, tiny_model: Path) -> None:
+    worker = spawn(num_channels=2, program=["-c", CRASH])
+    first, second = worker.peers
+    first.configure(tiny_model)
+    for peer in worker.peers:
+        peer.expect(FrameKind.READY)
+    second.add(1, [1, 2, 3], 4)
+    assert len(second.collect({1})[1][0]) == 4
+    first.add(1, [9] * 77, 4)
+    for peer in worker.peers:
+        report = json.loads(peer.expect(FrameKind.FATAL))
+        assert report == {"message": "The engine failed: IndexError.", "exit_code": 3}
+        peer.wait_for_end()
+    exit_code, errors = worker.wait()
+    assert exit_code == 3
+    assert errors.startswith("Traceback") and errors.endswith("IndexError: a bug\n")
+
+
+def test_a_malformed_add_is_the_end_of_the_engine(spawn: Spawn, tiny_model: Path) -> None:
+    """The frontend is ours: a frame that makes no sense means that nothing can be trusted."""
+    worker = spawn()
+    (peer,) = worker.peers
+    peer.configure(tiny_model)
+    peer.expect(FrameKind.READY)
+    peer.send(FrameKind.ADD, b"too short")
+    assert json.loads(peer.expect(FrameKind.FATAL))["exit_code"] == 3
+    assert worker.wait()[0] == 3
+
+
+def test_a_frontend_that_does_not_read_stops_nobody(spawn: Spawn, tiny_model: Path) -> None:
+    worker = spawn(num_channels=2)
+    silent, reader = worker.peers
+    silent.configure(tiny_model, max_model_len=4096, num_pages=1024)
+    reader.expect(FrameKind.READY)
+    for rid in range(3):
+        silent.add(rid, [rid + 1], 4000)
+    for rid in range(20):
+        reader.add(rid, [rid], 10)
+        assert len(reader.collect({rid})[rid][0]) == 10
+    deadline = time.monotonic() + TIMEOUT_S
+    while reader.stats.get("generated_tokens", 0) < 3000 and time.monotonic() < deadline:
+        reader.add(999, [1], 1)
+        reader.collect({999})
+    # Nothing of what waited is lost.
+    silent.expect(FrameKind.READY)
+    for rid in range(3):
+        silent.abort(rid)
+    results = silent.collect({0, 1, 2})
+    assert sum(len(tokens) for tokens, _ in results.values()) >= 2500
