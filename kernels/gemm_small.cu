@@ -72,6 +72,16 @@ __device__ __forceinline__ void wait_copies(int pending) {
     }
 }
 
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Rounded after the scaling and after the weight.
+__device__ __forceinline__ uint32_t norm_pair(uint32_t x, float scale, uint32_t weight) {
+    return mul_bf16x2(weight, pack_bf16(bf16_low(x) * scale, bf16_high(x) * scale));
+}
+
 __device__ __forceinline__ float4 add4(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
@@ -208,36 +218,68 @@ __device__ __forceinline__ void run(const Arguments& a) {
                         a.x + (int64_t)(g + 8 * j) * a.k + lane_offset +
                             step * num_warps * STEP_K + half * 32);
     cp_async_commit();
+
+    // The sum that this thread finishes: its place in out, and the old value there.
+    constexpr int SHARE = QUADS / CLUSTER;
+    const int quad = rank * SHARE + threadIdx.x;
+    const int row = quad / 32 % N_TILES * 8 + 2 * (quad & 3);
+    const int width = a.gated ? a.n / 2 : a.n;
+    uint32_t old[2] = {0, 0};
+    float bias[2] = {0.0f, 0.0f};
+    int column;
+    bool mine;
+    auto begin_tile = [&](int tile) {
+        const int tile16 = tile * ROW_TILES + quad / (32 * N_TILES);
+        column = a.gated ? tile16 * 8 + (quad >> 2 & 7) : tile16 * 16 + 2 * (quad >> 2 & 7);
+        mine = (int)threadIdx.x < SHARE && column < width && row < a.num_rows;
+        if (mine && a.residual) {
+            const bf16* from = a.residual + (int64_t)row * width + column;
+            old[0] = *(const volatile uint32_t*)from;
+            if (row + 1 < a.num_rows) old[1] = *(const volatile uint32_t*)(from + width);
+        }
+        if (mine && a.bias) {
+            const uint32_t pair = *(const uint32_t*)(a.bias + column);
+            bias[0] = bf16_low(pair);
+            bias[1] = bf16_high(pair);
+        }
+    };
+    begin_tile(first_tile);
     cp_async_wait<0>();
     bool peers_started = false;
     if (a.norm_weight) {
         float* const block_squares = (float*)squares;  // [warp][row], then [rank][row]
         float* const rank_squares = block_squares + MAX_WARPS * N_TILES * 8;
-        float sums[N_TILES];  // of squares; then the scale of rows g, g + 8, ...
+        float sums[N_TILES], parts[N_TILES][4];  // of squares; then the scale of rows g, g + 8, ...
+#pragma unroll
+        for (int j = 0; j < N_TILES; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) parts[j][i] = 0.0f;
+#pragma unroll 2
+        for (int part = 0; part < 2 * my_steps; part++)
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++) {
+                if (g + 8 * j >= a.num_rows) continue;
+                const uint4 v = *x_slot(part >> 1, part & 1, g + 8 * j);
+                const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    parts[j][i] += bf16_low(pairs[i]) * bf16_low(pairs[i]);
+                    parts[j][i] += bf16_high(pairs[i]) * bf16_high(pairs[i]);
+                }
+            }
 #pragma unroll
         for (int j = 0; j < N_TILES; j++) {
-            sums[j] = 0.0f;
-            if (g + 8 * j < a.num_rows)
-#pragma unroll 1
-                for (int part = 0; part < 2 * my_steps; part++) {
-                    const uint4 v = *x_slot(part >> 1, part & 1, g + 8 * j);
-                    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        sums[j] += bf16_low(pairs[i]) * bf16_low(pairs[i]);
-                        sums[j] += bf16_high(pairs[i]) * bf16_high(pairs[i]);
-                    }
-                }
-            sums[j] += __shfl_xor_sync(~0u, sums[j], 1);
-            sums[j] += __shfl_xor_sync(~0u, sums[j], 2);
+            sums[j] = quad_sum((parts[j][0] + parts[j][1]) + (parts[j][2] + parts[j][3]));
             if (t == 0) block_squares[warp * (N_TILES * 8) + j * 8 + g] = sums[j];
         }
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < N_TILES; j++) {
             sums[j] = 0.0f;
-            for (int w = 0; w < num_warps; w++)
-                sums[j] += block_squares[w * (N_TILES * 8) + j * 8 + g];
+#pragma unroll
+            for (int w = 0; w < MAX_WARPS; w += 4)
+                if (w + t < num_warps) sums[j] += block_squares[(w + t) * (N_TILES * 8) + j * 8 + g];
+            sums[j] = quad_sum(sums[j]);
         }
         if (CLUSTER > 1) {
             cluster_wait();
@@ -267,47 +309,22 @@ __device__ __forceinline__ void run(const Arguments& a) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const uint4 w = ((const uint4*)norm_row)[(step * num_warps + warp) * 8 + half * 4 + t];
-                const uint32_t scales[4] = {w.x, w.y, w.z, w.w};
+                uint4 v[N_TILES];
 #pragma unroll
-                for (int j = 0; j < N_TILES; j++) {
-                    if (g + 8 * j >= a.num_rows) continue;
-                    const uint4 v = *x_slot(step, half, g + 8 * j);
-                    const uint32_t values[4] = {v.x, v.y, v.z, v.w};
-                    uint32_t y[4];
+                for (int j = 0; j < N_TILES; j++)
+                    if (g + 8 * j < a.num_rows) v[j] = *x_slot(step, half, g + 8 * j);
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        y[i] = pack_bf16(
-                            round_bf16(bf16_low(values[i]) * sums[j]) * bf16_low(scales[i]),
-                            round_bf16(bf16_high(values[i]) * sums[j]) * bf16_high(scales[i]));
-                    *x_slot(step, half, g + 8 * j) = make_uint4(y[0], y[1], y[2], y[3]);
-                }
+                for (int j = 0; j < N_TILES; j++)
+                    if (g + 8 * j < a.num_rows)
+                        *x_slot(step, half, g + 8 * j) = make_uint4(
+                            norm_pair(v[j].x, sums[j], w.x), norm_pair(v[j].y, sums[j], w.y),
+                            norm_pair(v[j].z, sums[j], w.z), norm_pair(v[j].w, sums[j], w.w));
             }
     }
     if (CLUSTER > 1 && !peers_started) cluster_wait();
 
     int stage = 0, buffer = 0;
     for (int tile = first_tile; tile < num_tiles; tile += num_clusters, buffer ^= 1) {
-        // The sum that this thread finishes: its place in out, and the old value there.
-        constexpr int SHARE = QUADS / CLUSTER;
-        const int quad = rank * SHARE + threadIdx.x;
-        const int tile16 = tile * ROW_TILES + quad / (32 * N_TILES);
-        const int row = quad / 32 % N_TILES * 8 + 2 * (quad & 3);
-        const int column = a.gated ? tile16 * 8 + (quad >> 2 & 7) : tile16 * 16 + 2 * (quad >> 2 & 7);
-        const int width = a.gated ? a.n / 2 : a.n;
-        const bool mine = (int)threadIdx.x < SHARE && column < width && row < a.num_rows;
-        uint32_t old[2] = {0, 0};
-        float bias[2] = {0.0f, 0.0f};
-        if (mine && a.residual) {
-            old[0] = *(const volatile uint32_t*)(a.residual + (int64_t)row * width + column);
-            if (row + 1 < a.num_rows)
-                old[1] = *(const volatile uint32_t*)(a.residual + (int64_t)(row + 1) * width + column);
-        }
-        if (mine && a.bias) {
-            const uint32_t pair = *(const uint32_t*)(a.bias + column);
-            bias[0] = bf16_low(pair);
-            bias[1] = bf16_high(pair);
-        }
-
         float d[ROW_TILES][N_TILES][4];
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)
@@ -356,6 +373,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
         __syncthreads();
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (threadIdx.x < QUADS)
+#pragma unroll 4
             for (int w = 0; w < num_warps; w++)
                 sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + threadIdx.x));
 
@@ -376,11 +394,10 @@ __device__ __forceinline__ void run(const Arguments& a) {
                     sum = add4(sum, slots[peer * SHARE + threadIdx.x]);
             }
         }
-        if (!mine) continue;
         const float products[2][2] = {{sum.x, sum.z}, {sum.y, sum.w}};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            if (row + i >= a.num_rows) break;
+            if (!mine || row + i >= a.num_rows) break;
             bf16* const to = a.out + (int64_t)(row + i) * width + column;
             if (a.gated) {
                 const float gate = round_bf16(products[i][0]), up = round_bf16(products[i][1]);
@@ -392,6 +409,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
                 pair = pack_bf16(bf16_low(pair) + bf16_low(old[i]), bf16_high(pair) + bf16_high(old[i]));
             *(uint32_t*)to = pair;
         }
+        begin_tile(tile + num_clusters);
     }
 }
 
