@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
+from minisgl_fast.backend import make_backend, pick_device
+from minisgl_fast.backend.interface import Backend, ModelShape
 from minisgl_fast.backend.reference import ReferenceBackend
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.model.config import ModelConfig
 from minisgl_fast.model.qwen3 import Qwen3
 from minisgl_fast.model.weights import load_weights
+from minisgl_fast.progress import silent
 
 SAMPLE_DEFAULTS: dict[str, float] = {
     "temperature": 0.0,
@@ -93,6 +96,16 @@ def make_step(
     )
 
 
+def on_device(step: StepTensors, device: torch.device) -> StepTensors:
+    """The step with its tensors moved."""
+    moved = {
+        one.name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for one in fields(step)
+        if (value := getattr(step, one.name)) is not None
+    }
+    return StepTensors(**moved)
+
+
 @dataclass
 class Sequence:
     tokens: list[int]
@@ -114,28 +127,50 @@ class Driver:
         max_seqs: int = 16,
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
+        backend: Backend | None = None,
     ) -> None:
         self.model = model
-        self.backend = ReferenceBackend()
+        self.backend = backend or ReferenceBackend()
         self.page_size = page_size
         self.kv = self.backend.allocate_kv(
             config.num_layers, num_pages, config.num_kv_heads, page_size, config.head_dim, dtype
         )
         for index in range(config.num_layers):  # stale contents must not matter
             self.kv.layer(index).normal_(std=100.0)
-        device = torch.device("cpu")
-        self.state = DeviceState(max_seqs, num_pages, config.vocab_size, device)
+        self.device = self.kv.layer(0).device
+        self.state = DeviceState(max_seqs, num_pages, config.vocab_size, self.device)
         self.state.page_table.random_(0, num_pages)
         self.free_pages = list(range(num_pages))
         random.Random(seed).shuffle(self.free_pages)
         self.sequences: dict[int, Sequence] = {}
 
     @classmethod
-    def load(cls, path: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Driver:
+    def load(
+        cls,
+        path: Any,
+        dtype: torch.dtype = torch.float32,
+        *,
+        device: str = "cpu",
+        page_size: int = 4,
+        max_seqs: int = 16,
+        **options: Any,
+    ) -> Driver:
         config = ModelConfig.load(path)
-        weights = load_weights(path, config, dtype, torch.device("cpu"))
-        model = Qwen3(config, weights, ReferenceBackend())
-        return cls(model, config, dtype=dtype, **options)
+        backend = make_backend(pick_device(device))
+        shape = ModelShape(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            qk_norm=config.qk_norm,
+            page_size=page_size,
+            max_seqs=max_seqs,
+        )
+        backend.prepare(shape, silent)
+        model = Qwen3(config, load_weights(path, config, dtype, pick_device(device)), backend)
+        sizes = {"page_size": page_size, "max_seqs": max_seqs}
+        return cls(model, config, dtype=dtype, backend=backend, **sizes, **options)
 
     def add(self, slot: int, tokens: list[int], shared_with: int | None = None) -> None:
         """A new sequence; ``shared_with`` names a slot whose full computed pages it reuses."""
@@ -155,7 +190,7 @@ class Driver:
         """The step that computes the next n tokens of each (slot, n), decode rows first."""
         num_decode = sum(n == 1 for _, n in chunks)
         assert all(n == 1 for _, n in chunks[:num_decode]), "decode rows come first"
-        fields: dict[str, list[Any]] = {
+        columns: dict[str, list[Any]] = {
             name: []
             for name in ("input_ids", "positions", "kv_slots", "seq_slots", "q_lens")
             + ("context_lens", "sample_rows", "sample_slots", "sample_positions", "updates")
@@ -167,29 +202,29 @@ class Driver:
             while len(sequence.pages) * self.page_size < end:
                 sequence.pages.append(self.free_pages.pop())
             for column in range(sequence.num_sent_pages, len(sequence.pages)):
-                fields["updates"].append((slot, column, sequence.pages[column]))
+                columns["updates"].append((slot, column, sequence.pages[column]))
             sequence.num_sent_pages = len(sequence.pages)
             new = sequence.tokens[start:end]
             if use_last_token and n == 1:
                 self.state.last_token[slot] = new[0]
                 new = [-1]
-            fields["input_ids"] += new
-            fields["positions"] += range(start, end)
+            columns["input_ids"] += new
+            columns["positions"] += range(start, end)
             for position in range(start, end):
                 page = sequence.pages[position // self.page_size]
-                fields["kv_slots"].append(page * self.page_size + position % self.page_size)
-            fields["seq_slots"].append(slot)
-            fields["q_lens"].append(n)
-            fields["context_lens"].append(end)
-            fields["sample_rows"].append(len(fields["input_ids"]) - 1)
-            fields["sample_slots"].append(slot)
-            fields["sample_positions"].append(end)
+                columns["kv_slots"].append(page * self.page_size + position % self.page_size)
+            columns["seq_slots"].append(slot)
+            columns["q_lens"].append(n)
+            columns["context_lens"].append(end)
+            columns["sample_rows"].append(len(columns["input_ids"]) - 1)
+            columns["sample_slots"].append(slot)
+            columns["sample_positions"].append(end)
             sequence.num_computed = end
-        return make_step(num_decode=num_decode, **fields)
+        return make_step(num_decode=num_decode, **columns)
 
     @torch.inference_mode()
     def run(self, chunks: list[tuple[int, int]], use_last_token: bool = False) -> torch.Tensor:
         """Logits [len(chunks), vocab] of the last token of each chunk."""
-        step = self.step(chunks, use_last_token)
+        step = on_device(self.step(chunks, use_last_token), self.device)
         self.backend.apply_updates(step, self.state)
         return self.model.forward(step, self.state, self.kv)
