@@ -69,6 +69,7 @@ class _Launch:
         self._progress = ConsoleProgress()
         self._frontend: Frontend | None = None
         self._server = HttpServer(self._answer_loading, HttpLimits(max_body=config.max_body))
+        self._address = ""  # as in a URL, with the real port
         self._ended: asyncio.Future[int] | None = None
         self._num_signals = 0
         self._drain: asyncio.Task[None] | None = None
@@ -80,6 +81,7 @@ class _Launch:
         self._ended = loop.create_future()
         self._server.start(loop)
         listener = await self._listen(loop)
+        print(f"Starting {self._config.model} on {self._address}", file=sys.stderr, flush=True)
         ours, theirs = socket.socketpair()
         engine = _spawn_engine(theirs)
         theirs.close()
@@ -115,11 +117,14 @@ class _Launch:
                 self._server.connection, host, port, backlog=LISTEN_BACKLOG
             )
         except OSError as error:
+            unknown_host = isinstance(error, socket.gaierror)
+            reason = error.strerror if unknown_host else os.strerror(error.errno or 0)
             raise ConfigError(
-                f"Cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}. "
+                f"Cannot listen on {host}:{port}: {reason}. "
                 "Choose another address with --host and --port."
             ) from error
-        self._port: int = listener.sockets[0].getsockname()[1]
+        port = listener.sockets[0].getsockname()[1]
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return listener
 
     async def _start(self, loop: asyncio.AbstractEventLoop, channel: FrontendChannel) -> None:
@@ -189,11 +194,10 @@ class _Launch:
             return
         gc.collect()
         gc.freeze()
-        host = self._config.host
-        address = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
-        print(f"API server is ready to serve on {address}", flush=True)
+        print(f"API server is ready to serve on {self._address}", flush=True)
         print(
-            f"Try: curl http://{address}/v1/chat/completions -H 'Content-Type: application/json' "
+            f"Try: curl http://{self._address}/v1/chat/completions "
+            "-H 'Content-Type: application/json' "
             '-d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}], '
             '"max_tokens": 64}\'',
             flush=True,
