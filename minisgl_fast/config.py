@@ -71,7 +71,7 @@ class Config:
             ("--num-threads", self.num_threads, 1),
             ("--drain-timeout", self.drain_timeout_s, 0),
         ):
-            if value is not None and value < low:
+            if value is not None and not value >= low:  # a NaN is not
                 raise ConfigError(f"{flag} must be at least {low}, got {value}.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be in [0, 65535], got {self.port}.")

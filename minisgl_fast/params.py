@@ -16,6 +16,7 @@ MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**64 - 1
+MAX_INT32 = 2**31 - 1  # what the engine's frames can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +47,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise _out_of_range("max_tokens", self.max_tokens, "at least 1")
-        if self.min_tokens < 0:
-            raise _out_of_range("min_tokens", self.min_tokens, "at least 0")
+        if not 0 <= self.min_tokens <= MAX_INT32:
+            raise _out_of_range("min_tokens", self.min_tokens, f"in [0, {MAX_INT32}]")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _out_of_range("min_tokens", self.min_tokens, "at most max_tokens")
         _check_float("temperature", self.temperature, 0.0, 100.0)
         _check_float("top_p", self.top_p, 0.0, 1.0, low_excluded=True)
-        if self.top_k < -1:
-            raise _out_of_range("top_k", self.top_k, "-1 or 0 (off), or at least 1")
+        if not -1 <= self.top_k <= MAX_INT32:
+            raise _out_of_range("top_k", self.top_k, f"-1 or 0 (off), or in [1, {MAX_INT32}]")
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
@@ -65,7 +66,7 @@ class SamplingParams:
                 "logit_bias", len(self.logit_bias), f"at most {MAX_LOGIT_BIAS} entries"
             )
         for token, bias in self.logit_bias.items():
-            if not 0 <= token < 2**31:
+            if not 0 <= token <= MAX_INT32:
                 raise _out_of_range("logit_bias", token, "keys that are token ids")
             _check_float("logit_bias", bias, -100.0, 100.0)
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -80,7 +81,7 @@ class SamplingParams:
                 "stop_token_ids", len(self.stop_token_ids), f"at most {MAX_STOP_TOKEN_IDS} ids"
             )
         for token in self.stop_token_ids:
-            if not 0 <= token < 2**31:
+            if not 0 <= token <= MAX_INT32:
                 raise _out_of_range("stop_token_ids", token, "token ids")
 
 
