@@ -35,8 +35,8 @@ bf16 logits, 1: float. stride (values per row) a multiple of 8, vocab_limit <= s
 #define NUM_BINS 8192                    // the last one stays empty
 #define SIDE_BINS (NUM_BINS / 2 - 1)     // positive, or negative, bins of one bf16 value
 #define SMALLEST ((127 - 14) << 7)       // top bits of 2^-14
-#define BINS_PER_THREAD (NUM_BINS / (THREADS * CLUSTER))
-#define FINE_BITS 12                     // 2^12 bins on the finer levels
+#define BINS_PER_WARP (NUM_BINS / (WARPS * CLUSTER))
+#define FINE_BITS 13                     // 2^13 bins on the finer levels
 #define SHARED_BYTES (NUM_BINS * 12)     // a count and a mass each
 
 #define HAS_PENALTIES 1
@@ -134,7 +134,7 @@ __device__ __forceinline__ uint32_t max_or_nan_pair(uint32_t a, uint32_t b) {
 // ---------------------------------------------------------------------------------------------
 // The row
 
-// 8 values with ids from a multiple of 8. What lies beyond the row is -inf.
+// 8 values with ids from a multiple of 8. What lies beyond the row is -inf, once it is clipped.
 template <typename T>
 struct Group;
 
@@ -146,7 +146,9 @@ struct Group<bf16> {
         uint4 packed = make_uint4(0xff80ff80u, 0xff80ff80u, 0xff80ff80u, 0xff80ff80u);
         if (id < size) packed = *(const uint4*)(row + id);
         pairs[0] = packed.x, pairs[1] = packed.y, pairs[2] = packed.z, pairs[3] = packed.w;
-        if (id + 8 <= size || id >= size) return;
+    }
+    __device__ __forceinline__ void clip(int id, int size) {
+        if (id + 8 <= size) return;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             if (id + 2 * i >= size) pairs[i] = 0xff80ff80u;
@@ -175,7 +177,9 @@ struct Group<float> {
         if (id < size) a = *(const float4*)(row + id), b = *(const float4*)(row + id + 4);
         values[0] = a.x, values[1] = a.y, values[2] = a.z, values[3] = a.w;
         values[4] = b.x, values[5] = b.y, values[6] = b.z, values[7] = b.w;
-        if (id + 8 <= size || id >= size) return;
+    }
+    __device__ __forceinline__ void clip(int id, int size) {
+        if (id + 8 <= size) return;
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (id + i >= size) values[i] = -INFINITY_F;
@@ -212,18 +216,23 @@ struct Row {
 };
 
 // Calls f(first id, group) for this block's share of the row, all threads together and each in
-// ascending order of ids. Loads run ahead of the calls.
+// ascending order of ids. Loads run ahead of the calls, in a queue, so that there is one copy of f:
+// a loop unrolled around the larger ones would not fit in the instruction cache.
 template <typename T, typename F>
 __device__ __forceinline__ void for_each(const Row<T>& row, F&& f) {
     constexpr int AHEAD = Row<T>::IS_BF16 ? 4 : 2, STEP = CLUSTER * THREADS * 8;
     const int thread = (cluster_rank() * THREADS + threadIdx.x) * 8;
-    for (int base = 0; base < row.size; base += AHEAD * STEP) {
-        Group<T> groups[AHEAD];
+    Group<T> queue[AHEAD];
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            groups[i].load(row.values, base + i * STEP + thread, row.size);
+    for (int i = 0; i < AHEAD; i++) queue[i].load(row.values, i * STEP + thread, row.size);
+#pragma unroll 1
+    for (int base = 0; base < row.size; base += STEP) {
+        Group<T> group = queue[0];
+        group.clip(base + thread, row.size);
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) f(base + i * STEP + thread, groups[i]);
+        for (int i = 1; i < AHEAD; i++) queue[i - 1] = queue[i];
+        queue[AHEAD - 1].load(row.values, base + AHEAD * STEP + thread, row.size);
+        f(base + thread, group);
     }
 }
 
@@ -290,19 +299,19 @@ __device__ __noinline__ float cluster_highest(float highest) {
     return highest;
 }
 
-// Sum of one number a thread over the cluster, in all threads; `before`: over the threads before.
-__device__ __forceinline__ uint64_t cluster_sum(uint64_t mine, uint64_t& before) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    uint64_t scan = mine;
+__device__ __forceinline__ uint64_t warp_sum_of(uint64_t x) {
 #pragma unroll
-    for (int offset = 1; offset < 32; offset <<= 1) {
-        const uint64_t lower = __shfl_up_sync(~0u, scan, offset);
-        if (lane >= offset) scan += lower;
-    }
-    if (lane == 31) shared.sum[warp] = scan;
+    for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(~0u, x, offset);
+    return x;
+}
+
+// Sum of one number a warp over the cluster, in all threads; `before`: of the warps before.
+__device__ __forceinline__ uint64_t cluster_sum(uint64_t mine, uint64_t& before) {
+    const int warp = threadIdx.x >> 5;
+    if ((threadIdx.x & 31) == 0) shared.sum[warp] = mine;
     __syncthreads();
-    before = scan - mine;
     uint64_t sum = 0;
+    before = 0;
     for (int w = 0; w < WARPS; w++) {
         if (w < warp) before += shared.sum[w];
         sum += shared.sum[w];
@@ -346,15 +355,15 @@ struct Level {
 
 #define WHOLE_TABLE Level{0, LOWEST_ORDER, -1}
 
-// The bins: NUM_BINS masses, then as many counts. A block owns BINS_PER_THREAD bins a thread, from
-// bins_begin() on: there it gathers the cluster's. Masses of floats are fixed-point sums of 14 + 14
-// bits in two words, relative to the bin's largest value; then, and for bf16 at once, the whole mass
-// as one integer.
+// The bins: NUM_BINS masses, then as many counts. Each warp of the cluster owns BINS_PER_WARP bins
+// (lanes take neighbours, which lie in different banks) and gathers the cluster's there. Masses of
+// floats are fixed-point sums of 14 + 14 bits in two words, relative to the bin's largest value;
+// then, and for bf16 at once, the whole mass as one integer.
 extern __shared__ uint64_t mass_of_bin[];
 #define count_of_bin ((uint32_t*)(mass_of_bin + NUM_BINS))
 
-__device__ __forceinline__ int bins_begin() {
-    return (cluster_rank() * THREADS + threadIdx.x) * BINS_PER_THREAD;
+__device__ __forceinline__ int own_bins() {
+    return (cluster_rank() * WARPS + (threadIdx.x >> 5)) * BINS_PER_WARP;
 }
 
 __device__ __forceinline__ float bin_top(const Level& level, int bin) {
@@ -362,7 +371,7 @@ __device__ __forceinline__ float bin_top(const Level& level, int bin) {
 }
 
 // Puts the row's values with orders first..limit of the level into its bins, by mass too if asked,
-// and gathers each thread's own bins. Returns the row's largest value (NaN if there is a NaN).
+// and gathers each warp's own bins. Returns the row's largest value (NaN if there is a NaN).
 template <bool WHOLE, typename T>
 __device__ __noinline__ float fill(Row<T> row, Level level, uint32_t limit, bool by_mass) {
     const bool has_mass = by_mass && !Row<T>::IS_BF16;
@@ -404,7 +413,8 @@ __device__ __noinline__ float fill(Row<T> row, Level level, uint32_t limit, bool
     if (WHOLE && !by_mass) highest = cluster_highest(highest);
     else cluster_sync();
     if (CLUSTER > 1) {
-        for (int bin = bins_begin(); bin < bins_begin() + BINS_PER_THREAD; bin++) {
+        for (int i = threadIdx.x & 31; i < BINS_PER_WARP; i += 32) {
+            const int bin = own_bins() + i;
             uint32_t count = 0;
             uint64_t mass = 0;  // two sums in one: neither overflows its word
             for (int rank = 0; rank < CLUSTER; rank++) {
@@ -436,10 +446,11 @@ __device__ __forceinline__ uint64_t mass_of(const Level& level, int bin) {
 template <typename T>
 __device__ __forceinline__ Found find(
     const Level& level, uint32_t limit, bool by_mass, uint64_t above, uint64_t& target, int top_k) {
+    const int lane = threadIdx.x & 31, begin = own_bins();
     uint64_t mine = 0, before;
     __syncthreads();
     if (threadIdx.x == 0) shared.found = {level.first, level.last, 1, above};
-    for (int bin = bins_begin(); bin < bins_begin() + BINS_PER_THREAD; bin++) {
+    for (int bin = begin + lane; bin < begin + BINS_PER_WARP; bin += 32) {
         if (level.first_of(bin) > limit) {
             count_of_bin[bin] = 0;
             if (by_mass) mass_of_bin[bin] = 0;
@@ -448,21 +459,31 @@ __device__ __forceinline__ Found find(
         if (by_mass) mass_of_bin[bin] = mass_of<T>(level, bin);
         mine += by_mass ? mass_of_bin[bin] : count_of_bin[bin];
     }
+    mine = warp_sum_of(mine);
     const uint64_t total = cluster_sum(mine, before);
     if (target == 0)
         target = by_mass ? min(__double2ull_ru((double)total * (double)shared.top_p), total)
                          : min((uint64_t)top_k, total);
     target = min(target, above + total);
     before += above;
-    if (before < target && target <= before + mine) {
-        int bin = bins_begin();
-        for (;; bin++) {
+    if (before < target && target <= before + mine) {  // one warp: its bins 32 by 32
+        for (int bin = begin + lane;; bin += 32) {
             const uint64_t amount = by_mass ? mass_of_bin[bin] : count_of_bin[bin];
-            if (target <= before + amount) break;
-            before += amount;
+            uint64_t scan = amount;
+#pragma unroll
+            for (int offset = 1; offset < 32; offset <<= 1) {
+                const uint64_t lower = __shfl_up_sync(~0u, scan, offset);
+                if (lane >= offset) scan += lower;
+            }
+            scan += before;
+            if (scan - amount < target && target <= scan) {
+                const Found found = {
+                    level.first_of(bin), level.last_of(bin), count_of_bin[bin], scan - amount};
+                for (int rank = 0; rank < CLUSTER; rank++) *peer(&shared.found, rank) = found;
+            }
+            before = __shfl_sync(~0u, scan, 31);
+            if (target <= before) break;
         }
-        const Found found = {level.first_of(bin), level.last_of(bin), count_of_bin[bin], before};
-        for (int rank = 0; rank < CLUSTER; rank++) *peer(&shared.found, rank) = found;
     }
     cluster_sync();
     return shared.found;
@@ -592,12 +613,18 @@ __device__ __noinline__ Result draw_from(Row<T> row, float threshold) {
         // ~word / 2^32 is 1 - u within 2^-23.
         const uint32_t reach =
             chance < 0.99f ? __float2uint_ru(chance * 4294967296.0f) + 1024 : ~0u;
+        uint32_t able = 0;
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (~words[i] > reach) continue;
-            const float exact = group.value(i) / shared.temperature;
-            if (exact >= threshold && exact > -INFINITY_F)
-                take(result.best, exact + gumbel(words[i]), id + i);
+        for (int i = 0; i < 8; i++) able |= (uint32_t)(~words[i] <= reach) << i;
+#pragma unroll 1
+        for (; able; able &= able - 1) {
+            const int i = __ffs(able) - 1;
+            uint32_t word = words[0];
+#pragma unroll
+            for (int j = 1; j < 8; j++) word = i == j ? words[j] : word;
+            const float exact = row.at(id + i) / shared.temperature;
+            if (id + i < row.size && exact >= threshold && exact > -INFINITY_F)
+                take(result.best, exact + gumbel(word), id + i);
         }
     });
     return result;
@@ -646,7 +673,7 @@ __device__ __noinline__ float list_top(Row<T> row) {
             list[atomicAdd(&shared.num_listed, 1)] = {order_of(value + 0.0f), id + i};
         }
     });
-    sum = cluster_sum(sum, before);
+    sum = cluster_sum(warp_sum_of(sum), before);
     __syncthreads();
     Candidate* top = peer(shared.top, 0) + cluster_rank() * NUM_TOP;
     rank_list(list, shared.num_listed, [&](int rank, const Candidate& one) { top[rank] = one; });

@@ -222,9 +222,29 @@ def bench_kv_store(bandwidth: float) -> None:
         del layers
 
 
+# -------------------------------------------------------------------------------------------------
+# Sampling, small operations
+
+
+def bench_sampling(bandwidth: float) -> None:
+    """See bench_sampling.py."""
+    from bench_sampling import bench_sampling
+
+    bench_sampling(bandwidth)
+
+
+def bench_small(bandwidth: float) -> None:
+    """See bench_sampling.py."""
+    from bench_sampling import bench_small
+
+    bench_small(bandwidth)
+
+
 SECTIONS: dict[str, Callable[[float], None]] = {
     "decode": bench_decode,
     "kv_store": bench_kv_store,
+    "sampling": bench_sampling,
+    "small": bench_small,
 }
 
 

@@ -15,7 +15,6 @@ from minisgl_fast.backend.step import DeviceState, Logprobs, StepTensors
 BLOCK = 512
 NUM_BINS = 8192
 SHARED_BYTES = NUM_BINS * 12  # a count and a mass each
-BLOCKS_PER_SM = 2
 
 
 class Sampler:
@@ -34,9 +33,7 @@ class Sampler:
         """
         index = torch.cuda.current_device() if device.index is None else device.index
         arch = device_arch(index)
-        self._capacity = (
-            BLOCKS_PER_SM * torch.cuda.get_device_properties(index).multi_processor_count
-        )
+        self._num_sms = torch.cuda.get_device_properties(index).multi_processor_count
         self._bf16: dict[int, Kernel] = {1: get_kernel("sample_bf16", "sample", SHARED_BYTES)}
         for cluster in clusters:
             name = f"sample_bf16_cluster{cluster}"
@@ -101,8 +98,16 @@ class Sampler:
         return tokens
 
     def pick_cluster(self, kernels: dict[int, Kernel], num_rows: int) -> int:
-        """The most blocks a row with which all rows still run at once."""
-        return max((c for c in kernels if c * num_rows <= self._capacity), default=1)
+        """The most blocks a row with which all rows still run at once.
+
+        Two blocks fit on a multiprocessor; clusters of more than two are not packed that tightly.
+        """
+
+        def fits(cluster: int) -> bool:
+            blocks = cluster * num_rows
+            return blocks <= self._num_sms or (cluster == 2 and blocks <= 2 * self._num_sms)
+
+        return max((cluster for cluster in kernels if fits(cluster)), default=1)
 
     def reset_counts(
         self, state: DeviceState, slot: int, tokens: array[int], num_prompt: int

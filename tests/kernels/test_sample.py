@@ -221,9 +221,9 @@ def test_tokens_are_those_of_the_cpu(vocab, rows, limit, is_float, flags):
     # The same from clusters of blocks, and from parts of the batch: equal bits.
     if not is_float:
         together = make_sampler(rows, vocab)
-        for size in (120, 60, 30, 1):
+        for size in (120, 30, 16):  # 2, 4 and 8 blocks a row on a chip of 132 SMs
             gpu.counts.copy_(before)
-            for first in range(0, min(rows, 360 if size > 1 else 8), size):
+            for first in range(0, min(rows, 360), size):
                 last = min(first + size, rows)
                 part = together(padded[first:last], part_of(cuda_step, first, last), gpu, limit)
                 assert torch.equal(part, tokens[first:last])
@@ -238,7 +238,7 @@ def _counts_after(counts: torch.Tensor, tokens: torch.Tensor, step: StepTensors)
     return counts
 
 
-@pytest.mark.parametrize("cluster", [1, 8])
+@pytest.mark.parametrize("cluster", [1, 4])
 def test_broken_rows_give_minus_one_and_padding_rows_are_harmless(cluster):
     vocab = 4000
     filters: list[dict[str, float]] = [
