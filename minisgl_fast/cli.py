@@ -14,8 +14,17 @@ EXIT_CONFIG = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and serve; the process's exit code (docs in launch.py)."""
+    """Parse the command line and serve; the process's exit code (docs in launch.py).
+
+    ``bench`` as the first argument loads a server instead (docs in bench/cli.py).
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
     try:
+        if arguments[:1] == ["bench"]:
+            from minisgl_fast.bench.cli import main as bench
+
+            return bench(arguments[1:])
         config = parse(arguments)
         from minisgl_fast.launch import serve
 

@@ -13,6 +13,10 @@ TEXT = {"tokenizers", "jinja2"}
 RULES = {
     "minisgl_fast": {"torch", "cupy", "numpy", "minisgl_fast.engine", *HTTP, *TEXT},
     "minisgl_fast.cli": {"torch", "cupy", "numpy", *TEXT},
+    "minisgl_fast.bench.cli": {
+        *("torch", "cupy", "numpy", "minisgl_fast.engine", "minisgl_fast.server"),
+        *TEXT,
+    },
     "minisgl_fast.channel": {"torch", "cupy", "numpy", *HTTP, *TEXT},
     "minisgl_fast.launch": {"torch", "cupy", "minisgl_fast.engine", "minisgl_fast.sched"},
     "minisgl_fast.text.tokenizer": {"torch", "cupy", *HTTP},

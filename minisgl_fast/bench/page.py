@@ -1,0 +1,172 @@
+"""The HTML report: one page that needs nothing else, for one run or several, or for a sweep.
+
+Rules: no script, no external resource, well-formed as XML, every text from a result escaped; light
+and dark by the reader's setting; prints well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from minisgl_fast.bench.charts import Axis, Line, Marker, chart
+from minisgl_fast.bench.compare import label_of, table_rows
+from minisgl_fast.bench.report import METRICS, warnings
+
+Report = Mapping[str, Any]
+
+STYLE = """
+:root{color-scheme:light dark;--text:#1f2430;--faint:#6b7280;--grid:#e5e7eb;--back:#fff;
+--s0:#2563eb;--s1:#d97706;--s2:#059669;--s3:#dc2626;--s4:#7c3aed;--s5:#0891b2;--s6:#be185d;
+--s7:#65a30d}
+@media(prefers-color-scheme:dark){:root{--text:#e5e7eb;--faint:#9ca3af;--grid:#374151;
+--back:#111827;--s0:#60a5fa;--s1:#fbbf24;--s2:#34d399;--s3:#f87171;--s4:#a78bfa;--s5:#22d3ee;
+--s6:#f472b6;--s7:#a3e635}}
+body{font:15px/1.45 system-ui,sans-serif;color:var(--text);background:var(--back);
+max-width:1200px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.05rem;margin:0 0 .3rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:1.5rem}
+figure{margin:0;break-inside:avoid}svg{width:100%;height:auto;display:block}
+svg text{font-size:11px;fill:var(--faint)}svg .name{font-size:12px}svg .small{font-size:10px}
+svg .mid{text-anchor:middle}svg .end{text-anchor:end}.grid line{stroke:var(--grid)}
+.line{fill:none;stroke:var(--c);stroke-width:1.8}.area{fill:var(--c);opacity:.18}
+.mark{stroke:var(--c);stroke-dasharray:4 3;stroke-width:1.4}.dashed{stroke-dasharray:5 4}
+.dot{fill:var(--c)}
+table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
+td,th{padding:.2rem .9rem .2rem 0;text-align:right;border-bottom:1px solid var(--grid)}
+td:first-child,th:first-child{text-align:left}
+.key{display:inline-block;width:.8em;height:.8em;margin-right:.4em;background:var(--c)}
+.bad{color:var(--s3)}.faint{color:var(--faint)}.scroll{overflow-x:auto}
+""" + "".join(f".s{index}{{--c:var(--s{index})}}" for index in range(8))
+
+SHOWN = ("base_url", "model_id", "endpoint_type", "dataset", "request_rate", "max_concurrency")
+
+
+def make_page(reports: Sequence[Report], *, is_sweep: bool = False) -> str:
+    """The page of these runs, in their order."""
+    title = "Benchmark sweep" if is_sweep else "Benchmark report"
+    figures = _sweep_charts(reports) if is_sweep else []
+    figures += _run_charts(reports)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"/>'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'\"/>"
+        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
+        f"{_runs(reports)}{_notes(reports)}"
+        f'<div class="charts">{"".join(figures)}</div>{_table(reports)}</body></html>\n'
+    )
+
+
+def _runs(reports: Sequence[Report]) -> str:
+    """The legend: a line for each run, with what was run."""
+    items = []
+    for index, report in enumerate(reports):
+        said = [f"{key} {report[key]}" for key in SHOWN if report.get(key) is not None]
+        items.append(
+            f'<p><span class="key s{index % 8}"></span><b>{escape(label_of(report, index))}</b> '
+            f'<span class="faint">{escape(", ".join([*said, str(report.get("date", ""))]))}</span>'
+            "</p>"
+        )
+    return "".join(items)
+
+
+def _notes(reports: Sequence[Report]) -> str:
+    """Errors and warnings, in front of the figures that they concern."""
+    items = []
+    for index, report in enumerate(reports):
+        label = label_of(report, index)
+        own = report.get("minisgl_fast", {})
+        for kind, count in own.get("errors", {}).items():
+            message = own.get("error_messages", {}).get(kind, "")
+            items.append(f"{label}: {count} failed requests: {kind} {message}")
+        items += [f"{label}: {warning}" for warning in warnings(report)]
+    return "".join(f'<p class="bad">{escape(item)}</p>' for item in items)
+
+
+def _table(reports: Sequence[Report]) -> str:
+    heads = "".join(
+        f"<th>{escape(label_of(report, index))}</th>" for index, report in enumerate(reports)
+    )
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for name, cells in table_rows(reports)
+    )
+    return f'<div class="scroll"><table><tr><th></th>{heads}</tr>{rows}</table></div>'
+
+
+def _figure(title: str, svg: str) -> str:
+    return f"<figure><h2>{escape(title)}</h2>{svg}</figure>"
+
+
+def _run_charts(reports: Sequence[Report]) -> list[str]:
+    charts = [_distribution(name, title, reports) for name, title in METRICS.items()]
+    time, tokens = Axis("seconds"), Axis("output tokens per second")
+    charts.append(_figure("Throughput", chart("Throughput", time, tokens, _over_time(
+        reports, "tokens_per_s"))))  # fmt: skip
+    charts.append(_figure("Concurrency", chart("Concurrency", time, Axis("requests at once"),
+        _over_time(reports, "running"))))  # fmt: skip
+    return charts
+
+
+def _distribution(name: str, title: str, reports: Sequence[Report]) -> str:
+    """Shares of the samples in logarithmic bins; dashed lines at the median and the p99."""
+    lines, markers = [], []
+    for index, report in enumerate(reports):
+        bins = report.get("minisgl_fast", {}).get("distributions", {}).get(name)
+        if not bins or not bins["count"]:
+            continue
+        ratio = 10 ** (1 / bins["bins_per_decade"])
+        edges = [bins["lowest_ms"] * ratio**i for i in range(len(bins["counts"]) + 1)]
+        shares = [100.0 * count / bins["count"] for count in bins["counts"]]
+        points = [(edges[0], 0.0), *zip(edges, shares, strict=False), (edges[-1], 0.0)]
+        label = label_of(report, index)
+        lines.append(Line(label, _stairs(points), index, filled=True))
+        for statistic in ("median", "p99"):
+            value = report.get(f"{statistic}_{name}_ms")
+            if value:
+                words = f"{label}: {statistic} {value:.2f} ms"
+                markers.append(Marker(value, words, index))
+    axis = Axis("milliseconds", logarithmic=True)
+    svg = chart(title, axis, Axis("% of samples"), lines, markers)
+    return _figure(f"{title} ({name.upper()})", svg)
+
+
+def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points of which each y holds up to the next x."""
+    found = [points[0]]
+    for (_, before), (x, y) in zip(points, points[1:], strict=False):
+        found += [(x, before), (x, y)]
+    return found
+
+
+def _over_time(reports: Sequence[Report], series: str) -> list[Line]:
+    lines = []
+    for index, report in enumerate(reports):
+        timeline = report.get("minisgl_fast", {}).get("timeline")
+        if timeline:
+            step = timeline["interval_s"]
+            points = [(i * step, float(value)) for i, value in enumerate(timeline[series])]
+            lines.append(Line(label_of(report, index), points, index, stepped=True))
+    return lines
+
+
+def _sweep_charts(reports: Sequence[Report]) -> list[str]:
+    """Latencies against the throughput that was reached, one point a run."""
+    figures = []
+    for name in ("ttft", "tpot", "e2el"):
+        lines = []
+        for colour, statistic in enumerate(("median", "p99")):
+            found = [
+                (report["output_throughput"], report[f"{statistic}_{name}_ms"], label_of(report, i))
+                for i, report in enumerate(reports)
+                if report.get("completed") and f"{statistic}_{name}_ms" in report
+            ]
+            points = [(x, y) for x, y, _ in found]
+            labels = [label for _, _, label in found]
+            lines.append(Line(statistic, points, colour, labels, dashed=statistic != "median"))
+        title = f"Throughput and {name.upper()}: median, and p99 dashed"
+        axes = Axis("output tokens per second"), Axis("milliseconds")
+        figures.append(_figure(title, chart(title, *axes, lines)))
+    return figures

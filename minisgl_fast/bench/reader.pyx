@@ -1,0 +1,382 @@
+"""Reads streamed HTTP responses: status, chunked framing and server-sent events, counted and timed.
+
+A response is parsed where it lies in the read buffer: no Python object is made per chunk, event or
+token. httptools parses the head, once per response; the body's framing and its events are read
+here. An event counts if it carries text: a non-empty string under ``content`` (or
+``reasoning_content``, ``reasoning``) for chat and under ``text`` for completions, any data for
+``/generate``. A quote inside a JSON string is escaped, so ``content":"`` is always the key.
+
+Rules:
+- No I/O and no clock: ``feed`` gets bytes and the time at which they were read; every event in
+  them has that time.
+- However the bytes are cut into reads, the events are the same.
+- What a server can make long is bounded: head, line, error text, events of one response.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport memchr, memcmp
+from libcpp.string cimport string
+
+import httptools
+import orjson
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
+
+CHAT = 0
+COMPLETIONS = 1
+GENERATE = 2
+MAX_EVENTS = 1 << 22
+
+cdef enum:
+    API_CHAT = 0
+    API_COMPLETIONS = 1
+    API_GENERATE = 2
+
+cdef enum State:
+    IDLE
+    HEAD
+    LENGTH
+    CHUNK_SIZE
+    CHUNK_DATA
+    CHUNK_END
+    TRAILER
+    UNTIL_CLOSE
+
+cdef size_t MAX_HEAD_BYTES = 64 << 10
+cdef size_t MAX_LINE_BYTES = 4 << 20
+cdef size_t MAX_CHUNK_LINE_BYTES = 4 << 10
+cdef size_t MAX_ERROR_BYTES = 500
+cdef size_t MAX_TEXT_BYTES = 16 << 20
+cdef size_t MAX_EVENTS_C = MAX_EVENTS
+
+
+class ProtocolError(Exception):
+    pass
+
+
+class _Head:
+    """Gathers what httptools finds in a head."""
+
+    def __init__(self):
+        self.chunked = False
+        self.length = -1
+        self.event_stream = False
+        self.encoding = b""
+
+    def on_header(self, name, value):
+        name = name.lower()
+        if name == b"transfer-encoding":
+            self.chunked = value.lower().endswith(b"chunked")
+        elif name == b"content-length":
+            self.length = int(value)
+        elif name == b"content-type":
+            self.event_stream = value.lower().startswith(b"text/event-stream")
+        elif name == b"content-encoding":
+            self.encoding = value.lower()
+
+
+cdef class ResponseReader:
+
+    def __init__(self, int api):
+        self._api = api
+        self._state = IDLE
+        self.keep_alive = True
+
+    # Public API
+
+    def begin(self, double now, bint keep_text=False):
+        self._keep_text = keep_text
+        self.status = 0
+        self.keep_alive = False
+        self.done = False
+        self.num_bytes = 0
+        self.num_events = 0
+        self.start_s = now
+        self.first_s = self.last_s = 0.0
+        self.gaps_s.clear()
+        self._state = HEAD
+        self._event_stream = False
+        self._event_has_data = self._event_has_text = False
+        self._line.clear()
+        self._usage.clear()
+        self._error.clear()
+        self._text.clear()
+
+    def feed(self, bytes data not None, double now):
+        self.num_reads += 1
+        self._feed(PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), now)
+        return self._state == IDLE
+
+    def feed_eof(self, double now):
+        self.keep_alive = False
+        if self._state != UNTIL_CLOSE:
+            return False
+        self._end_message(now)
+        return True
+
+    @property
+    def usage(self):
+        return <bytes>self._usage
+
+    @property
+    def error(self):
+        return <bytes>self._error
+
+    @property
+    def text(self):
+        if self._api == API_GENERATE:
+            return (<bytes>self._text).decode("utf-8", "replace")
+        try:
+            return orjson.loads(b'"%b"' % <bytes>self._text)
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError("text of an event is not JSON") from error
+
+    @property
+    def gaps(self):
+        return list(self.gaps_s)
+
+    # HTTP
+
+    cdef int _feed(self, const char *data, size_t size, double now) except -1:
+        cdef size_t step
+        self.num_bytes += size
+        while size:
+            if self._state == CHUNK_DATA or self._state == LENGTH:
+                step = size if size < self._remaining else self._remaining
+                self._body(data, step, now)
+                self._remaining -= step
+                if self._remaining == 0:
+                    if self._state == CHUNK_DATA:
+                        self._state = CHUNK_END
+                    else:
+                        self._end_message(now)
+            elif self._state == UNTIL_CLOSE:
+                step = size
+                self._body(data, size, now)
+            elif self._state == HEAD:
+                step = self._take_frame(data, size, MAX_HEAD_BYTES)
+                if _ends_head(self._frame):
+                    self._on_head()
+                    self._frame.clear()
+                    if self._state == LENGTH and self._remaining == 0:
+                        self._end_message(now)
+            elif self._state == IDLE:
+                raise ProtocolError("bytes after the end of the response")
+            else:
+                step = self._take_frame(data, size, MAX_CHUNK_LINE_BYTES)
+                if self._frame.back() == c"\n":
+                    if self._state == CHUNK_SIZE:
+                        self._remaining = _chunk_size(self._frame)
+                        self._state = CHUNK_DATA if self._remaining else TRAILER
+                    elif self._state == CHUNK_END:
+                        if not _is_blank(self._frame):
+                            raise ProtocolError("a chunk is longer than its size says")
+                        self._state = CHUNK_SIZE
+                    elif _is_blank(self._frame):
+                        self._end_message(now)
+                    self._frame.clear()
+            data += step
+            size -= step
+        return 0
+
+    cdef size_t _take_frame(self, const char *data, size_t size, size_t limit) except? 0:
+        """Move bytes up to and with the next line end into the frame; how many."""
+        cdef const char *end = <const char *>memchr(data, c"\n", size)
+        cdef size_t step = size if end == NULL else <size_t>(end - data) + 1
+        if self._frame.size() + step > limit:
+            raise ProtocolError("the head or a chunk line of the response is too long")
+        self._frame.append(data, step)
+        return step
+
+    cdef int _on_head(self) except -1:
+        head = _Head()
+        parser = httptools.HttpResponseParser(head)
+        try:
+            parser.feed_data(<bytes>self._frame)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError) as error:
+            raise ProtocolError(f"not an HTTP response: {type(error).__name__}") from error
+        self.status = parser.get_status_code()
+        if self.status < 200:
+            return 0  # 100 Continue and the like: the response is still to come
+        if head.encoding not in (b"", b"identity"):
+            raise ProtocolError("a compressed response was not asked for")
+        self.keep_alive = parser.should_keep_alive()
+        self._event_stream = head.event_stream
+        if self.status == 204 or self.status == 304:
+            self._remaining = 0
+            self._state = LENGTH
+        elif head.chunked:
+            self._state = CHUNK_SIZE
+        elif head.length >= 0:
+            self._remaining = head.length
+            self._state = LENGTH
+        else:
+            self._state = UNTIL_CLOSE
+        return 0
+
+    cdef int _end_message(self, double now) except -1:
+        if self._line.size():
+            self._on_line(self._line.data(), self._line.size(), now)
+            self._line.clear()
+        self._end_event(now)
+        self._state = IDLE
+        return 0
+
+    # Server-sent events
+
+    cdef int _body(self, const char *data, size_t size, double now) except -1:
+        cdef const char *end
+        cdef size_t length
+        if not self._event_stream:
+            if self._error.size() < MAX_ERROR_BYTES:
+                length = MAX_ERROR_BYTES - self._error.size()
+                self._error.append(data, length if length < size else size)
+            return 0
+        while size:
+            end = <const char *>memchr(data, c"\n", size)
+            if end == NULL:
+                if self._line.size() + size > MAX_LINE_BYTES:
+                    raise ProtocolError("an event is too long")
+                self._line.append(data, size)
+                return 0
+            length = <size_t>(end - data)
+            if self._line.size():
+                self._line.append(data, length)
+                self._on_line(self._line.data(), self._line.size(), now)
+                self._line.clear()
+            else:
+                self._on_line(data, length, now)
+            data += length + 1
+            size -= length + 1
+        return 0
+
+    cdef int _on_line(self, const char *line, size_t size, double now) except -1:
+        if size and line[size - 1] == c"\r":
+            size -= 1
+        if size == 0:
+            self._end_event(now)
+        elif size >= 5 and memcmp(line, b"data:", 5) == 0:
+            line += 5
+            size -= 5
+            if size and line[0] == c" ":
+                line += 1
+                size -= 1
+            self._on_data(line, size)
+        return 0
+
+    cdef int _on_data(self, const char *data, size_t size) except -1:
+        cdef const char *text = NULL
+        cdef size_t length = 0
+        if size == 6 and memcmp(data, b"[DONE]", 6) == 0:
+            self.done = True
+            return 0
+        if self._api == API_GENERATE:
+            # Several data lines of one event are the lines of its text.
+            text, length = data, size
+            if self._event_has_data:
+                self._event_has_text = True
+                if self._keep_text and self._text.size() < MAX_TEXT_BYTES:
+                    self._text.push_back(c"\n")
+        elif self._api == API_CHAT:
+            text = _string_of(data, size, b'content":', 9, &length)
+            if text == NULL:
+                text = _string_of(data, size, b'"reasoning":', 12, &length)
+        else:
+            text = _string_of(data, size, b'"text":', 7, &length)
+        self._event_has_data = True
+        if length:
+            self._event_has_text = True
+            if self._keep_text and self._text.size() + length <= MAX_TEXT_BYTES:
+                self._text.append(text, length)
+        if size and data[0] == c"{":
+            if _object_of(data, size, b'"usage":', 8):
+                self._usage.assign(data, size)
+            if not length and self._error.empty() and (
+                _object_of(data, size, b'"error":', 8)
+                or memmem(data, size, b'"object":"error"', 16) != NULL
+            ):
+                self._error.assign(data, MAX_ERROR_BYTES if size > MAX_ERROR_BYTES else size)
+        return 0
+
+    cdef int _end_event(self, double now) except -1:
+        if self._event_has_text:
+            if self.num_events == 0:
+                self.first_s = now
+            elif self.num_events == MAX_EVENTS_C:
+                raise ProtocolError("too many events in one response")
+            else:
+                self.gaps_s.push_back(<float>(now - self.last_s))
+            self.last_s = now
+            self.num_events += 1
+        self._event_has_data = self._event_has_text = False
+        return 0
+
+
+cdef bint _ends_head(const string &frame) noexcept nogil:
+    cdef size_t size = frame.size()
+    return size >= 4 and memcmp(frame.data() + size - 4, b"\r\n\r\n", 4) == 0
+
+
+cdef bint _is_blank(const string &frame) noexcept nogil:
+    return frame.size() == 2 and frame[0] == c"\r"
+
+
+cdef size_t _chunk_size(const string &frame) except? 0:
+    """The hexadecimal number that a chunk line begins with; extensions behind it are ignored."""
+    cdef size_t value = 0
+    cdef size_t i = 0
+    cdef char c
+    while i < frame.size():
+        c = frame[i]
+        if c"0" <= c <= c"9":
+            value = value * 16 + <size_t>(c - c"0")
+        elif c"a" <= (c | 32) <= c"f":
+            value = value * 16 + <size_t>((c | 32) - c"a" + 10)
+        else:
+            break
+        i += 1
+    if i == 0 or i > 15 or (c != c"\r" and c != c";" and c != c" " and c != c"\n"):
+        raise ProtocolError("bad chunk size")
+    return value
+
+
+cdef const char *_string_of(
+    const char *data, size_t size, const char *key, size_t key_size, size_t *length
+) noexcept nogil:
+    """The inside of the first non-empty string under a key, JSON-escaped; NULL if there is none."""
+    cdef const char *end = data + size
+    cdef const char *at = data
+    cdef const char *start
+    length[0] = 0
+    while True:
+        at = <const char *>memmem(at, <size_t>(end - at), key, key_size)
+        if at == NULL:
+            return NULL
+        at += key_size
+        while at < end and at[0] == c" ":
+            at += 1
+        if at + 1 >= end or at[0] != c'"' or at[1] == c'"':
+            continue
+        at += 1
+        start = at
+        while at < end and at[0] != c'"':
+            at += 2 if at[0] == c"\\" else 1
+        if at >= end:
+            return NULL
+        length[0] = <size_t>(at - start)
+        return start
+
+
+cdef bint _object_of(
+    const char *data, size_t size, const char *key, size_t key_size
+) noexcept nogil:
+    """Whether an object stands under the key."""
+    cdef const char *end = data + size
+    cdef const char *at = <const char *>memmem(data, size, key, key_size)
+    if at == NULL:
+        return False
+    at += key_size
+    while at < end and at[0] == c" ":
+        at += 1
+    return at < end and at[0] == c"{"
