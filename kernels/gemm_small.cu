@@ -16,7 +16,9 @@ The time of such a product is that of reading W, so everything serves one stream
 - Each lane copies (cp.async) what it will itself read into a ring of shared memory: no barrier in
   the loop. Warps take turns over K in steps of 64, so 128 bytes of a row are read together.
 - W is never written, so the ring fills before griddepcontrol.wait, while the kernels before still
-  run; the next kernel may start as soon as all blocks of this one have (`early`), and does the same.
+  run. The next kernel may start as soon as all blocks of this one have (`early`): unlike others it
+  launches dependents before its own wait. What follows it must therefore read nothing before its
+  wait but what no kernel of the step writes; weights and the step's inputs are that.
 - A block owns 16 * ROW_TILES rows of W, and a cluster of CLUSTER blocks splits K; sums go warp by
   warp and block by block in a fixed order, so equal inputs give equal bits. A row's bits do not
   depend on the other rows, nor on ROW_TILES or N_TILES; only on how K is split.
@@ -27,18 +29,19 @@ of neighbours of out), or a gate row and its up row (so that a lane owns both).
 
 Launch: grid CLUSTER * (clusters), block 32 * warps with warps >= ROW_TILES * N_TILES, dynamic shared
 memory as cuda_gemm.py's shared_bytes has it. K a multiple of 64 and at least CLUSTER * 64; N a
-multiple of 8, of 16 if gated. -D ROW_TILES (1, 2), N_TILES (1, 2, 4), CLUSTER (1, 2, 4, 8; before
-sm_90 only 1). Programmatic dependent launch is allowed.
+multiple of 8, of 16 if gated; N * K below 2^32. -D ROW_TILES (1, 2), N_TILES (1, 2), CLUSTER (1, 2,
+4, 8; before sm_90 only 1). Programmatic dependent launch is allowed.
 */
 #include "common.cuh"  // defines: bf16 helpers, mma_bf16, cp_async_*, warp_*, pdl_*
 
 constexpr int STEP_K = 64;
 constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
 constexpr int QUADS = ROW_TILES * N_TILES * 32;          // float4 sums of a tile: one lane's D
-constexpr int MAX_WARPS = 12;
-#ifndef MIN_BLOCKS
-#define MIN_BLOCKS 1
-#endif
+constexpr int MAX_WARPS = 10;
+// Hopper: bounds by which ptxas stays at 80 to 90 registers without spills, so that blocks of the
+// next kernel fit beside.
+constexpr int MAX_THREADS = N_TILES == 1 ? 320 : 384;
+constexpr int MIN_BLOCKS = __CUDA_ARCH__ == 900 ? 2 : 1;
 
 struct Arguments {
     bf16* out;
@@ -117,8 +120,8 @@ __device__ __forceinline__ void store_peer(uint32_t address, float v) {}
 
 // What one lane copies: row slots g and g + 8 of every 16-row tile of a block's tile.
 struct Rows {
-    const bf16* first[ROW_TILES];
-    int64_t to_second;
+    uint32_t first[ROW_TILES];  // in elements of W
+    uint32_t to_second;
 
     __device__ __forceinline__ void set(const Arguments& a, int tile, int offset) {
         const int g = (threadIdx.x & 31) >> 2;
@@ -128,9 +131,9 @@ struct Rows {
             // Rows past the end are read from the last ones, and their sums dropped.
             const int row = a.gated ? min(tile16 * 8 + g, a.n / 2 - 1)
                                     : min(tile16 * 16 + 2 * g, a.n - 2);
-            first[r] = a.weight + (int64_t)row * a.k + offset;
+            first[r] = (uint32_t)row * a.k + offset;
         }
-        to_second = a.gated ? (int64_t)(a.n / 2) * a.k : a.k;
+        to_second = a.gated ? (uint32_t)(a.n / 2) * a.k : a.k;
     }
 };
 
@@ -171,10 +174,10 @@ __device__ __forceinline__ void run(const Arguments& a) {
     auto copy_next = [&]() {
         if (copy_tile < num_tiles && my_steps > 0) {
             const uint32_t to = shared_address(ring) + copy_stage * STEP_BYTES + lane * 16;
-            const int offset = copy_step * num_warps * STEP_K;
+            const uint32_t offset = copy_step * num_warps * STEP_K;
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++) {
-                const bf16* from = rows.first[r] + offset;
+                const bf16* from = a.weight + (rows.first[r] + offset);
                 copy_weight(to + (r * 4 + 0) * 512, from);
                 copy_weight(to + (r * 4 + 1) * 512, from + 32);
                 copy_weight(to + (r * 4 + 2) * 512, from + rows.to_second);
@@ -225,7 +228,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
     const int row = quad / 32 % N_TILES * 8 + 2 * (quad & 3);
     const int width = a.gated ? a.n / 2 : a.n;
     uint32_t old[2] = {0, 0};
-    float bias[2] = {0.0f, 0.0f};
+    uint32_t bias = 0;
     int column;
     bool mine;
     auto begin_tile = [&](int tile) {
@@ -237,11 +240,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
             old[0] = *(const volatile uint32_t*)from;
             if (row + 1 < a.num_rows) old[1] = *(const volatile uint32_t*)(from + width);
         }
-        if (mine && a.bias) {
-            const uint32_t pair = *(const uint32_t*)(a.bias + column);
-            bias[0] = bf16_low(pair);
-            bias[1] = bf16_high(pair);
-        }
+        if (mine && a.bias) bias = *(const uint32_t*)(a.bias + column);
     };
     begin_tile(first_tile);
     cp_async_wait<0>();
@@ -404,7 +403,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
                 *to = float_to_bf16(round_bf16(silu(gate)) * up);
                 continue;
             }
-            uint32_t pair = pack_bf16(products[i][0] + bias[0], products[i][1] + bias[1]);
+            uint32_t pair = pack_bf16(products[i][0] + bf16_low(bias), products[i][1] + bf16_high(bias));
             if (a.residual)
                 pair = pack_bf16(bf16_low(pair) + bf16_low(old[i]), bf16_high(pair) + bf16_high(old[i]));
             *(uint32_t*)to = pair;
@@ -417,7 +416,7 @@ extern "C" __global__ void
 #if CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
-__launch_bounds__(MAX_WARPS * 32, MIN_BLOCKS) gemm_small(
+__launch_bounds__(MAX_THREADS, MIN_BLOCKS) gemm_small(
     bf16* out, const bf16* x, const bf16* weight, const bf16* bias, const bf16* residual,
     const bf16* norm_weight, int num_rows, int n, int k, int gated, int stages, int early,
     float eps) {

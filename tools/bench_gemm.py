@@ -2,16 +2,18 @@
 
     python tools/bench_gemm.py [--tune 10] [--rows 1 16] [--model 0.6B]
 
-Weights rotate so that nothing comes out of the L2 cache; all launches of a figure are in one CUDA
-graph, the median of its replays counts. --tune tries many plans a product, on the whole
-step, for so many seconds.
+A product's weights are those of all layers in turn, so that nothing comes out of the L2 cache; the
+launches of a figure are one CUDA graph, the median of its replays counts. "products" is the chain
+of all layers' products, each on the result of the one before; "step" has the other kernels of a
+decode step between them. --tune tries many plans a product in such a step, for so many seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +22,12 @@ import torch.nn.functional as F
 from minisgl_fast.backend.cuda_gemm import Plan, SmallGemm
 from minisgl_fast.backend.kernel import get_kernel
 
-ROTATE_BYTES = 240 << 20
-MODELS = {
-    # layers, (N, K) of qkv, o, gate_up, down and LM head, query heads (8 key heads of 128)
+MODELS: dict[str, tuple[int, tuple[tuple[int, int], ...], int]] = {
+    # layers; (N, K) of qkv, o, gate_up, down and LM head; query heads (8 key heads of 128)
     "0.6B": (28, ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (151936, 1024)), 16),
     "14B": (6, ((7168, 5120), (5120, 5120), (34816, 5120), (5120, 17408), (151936, 5120)), 40),
 }
+Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 NAMES = ("qkv", "o", "gate_up", "down", "lm_head")
 
 
@@ -47,18 +49,29 @@ def time_us(launches: Sequence[Callable[[], Any]], replays: int = 9) -> float:
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end) * 1e3)
-    return sorted(times[2:])[replays // 2]
+    return float(sorted(times[2:])[replays // 2])
 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.03
 
 
-def single(shape: tuple[int, int], weights: list[torch.Tensor], rows: int, call: Any) -> float:
+def single(shape: tuple[int, int], weights: list[torch.Tensor], rows: int, call: Linear) -> float:
     """Microseconds of one product."""
     x = random(rows, shape[1])
     repeat = 8 // len(weights) or 1
-    return time_us([lambda w=w: call(x, w) for w in weights * repeat]) / (len(weights) * repeat)
+    return time_us([partial(call, x, w) for w in weights * repeat]) / (len(weights) * repeat)
+
+
+class Planned(SmallGemm):
+    """With plans of our own for some products."""
+
+    def __init__(self, plans: dict[tuple[int, int], Plan]) -> None:
+        super().__init__(torch.device("cuda"))
+        self._plans = plans
+
+    def plan(self, num_rows: int, n: int, k: int) -> Plan | None:
+        return self._plans.get((n, k)) or super().plan(num_rows, n, k)
 
 
 class Step:
@@ -120,7 +133,7 @@ class Step:
         if head:
             gemm.linear(residual, self.head, norm=norm)
 
-    def separate(self, linear: Any, real: bool, head: bool, *, small: bool = True) -> None:
+    def separate(self, linear: Linear, real: bool, head: bool, *, small: bool = True) -> None:
         residual = self.start
         hidden = residual
         for (qkv, o, gate_up, down), kv in zip(self.layers, self.kv, strict=True):
@@ -152,7 +165,7 @@ def candidates(gemm: SmallGemm, rows: int, n: int, k: int) -> list[Plan]:
     found = []
     for cluster in (1, 2, 4, 8):
         for row_tiles in (1, 2):
-            for warps in (4, 6, 8, 12):
+            for warps in (4, 5, 6, 8, 10):
                 share = -(-(k // 64) // cluster)
                 turns = -(-share // warps)
                 if share < warps or turns * warps > 1.34 * share:
@@ -175,40 +188,32 @@ def candidates(gemm: SmallGemm, rows: int, n: int, k: int) -> list[Plan]:
     return found
 
 
-def tune(step: Step, deadline: float) -> dict[tuple[int, int], Plan]:
-    """Coordinate descent over the plans of the products, on the whole step."""
-    gemm = SmallGemm(torch.device("cuda"))
-    best = {shape: gemm.plan(step.rows, *shape) for shape in step.shapes}
+def tune(step: Step, deadline: float) -> None:
+    """The best plans of each product, the whole step around it."""
 
     def measure(shape: tuple[int, int], plan: Plan) -> float:
-        plans = {**best, shape: plan}
-        gemm._launches.clear()
-        gemm.plan = lambda rows, n, k: plans[n, k]  # type: ignore[method-assign]
+        gemm = Planned({shape: plan})
         if shape == step.shapes[4]:
-            one = lambda: gemm.linear(step.start, step.head, norm=(step.scale, 1e-6))  # noqa: E731
-            return time_us([one] * 4, replays=3)
+            return time_us([lambda: step.fused(gemm, True, True)], replays=3)
         return time_us([lambda: step.fused(gemm, True, False)], replays=3)
 
-    for shape in (*(step.shapes[i] for i in (4, 2, 0, 3, 1)), step.shapes[2]):
+    for shape in step.shapes:
+        base = SmallGemm(torch.device("cuda"))
         results = []
-        for plan in candidates(gemm, step.rows, *shape):
+        for plan in candidates(base, step.rows, *shape):
             if time.monotonic() > deadline:
                 break
             results.append((measure(shape, plan), plan))
-        if not results:
-            continue
         results.sort(key=lambda pair: pair[0])
-        if results[0][0] < measure(shape, best[shape]):
-            best[shape] = results[0][1]
         text = "  ".join(
             f"{us:.1f} {p.row_tiles, p.cluster, p.warps, p.stages, p.blocks_per_sm}"
             for us, p in results[:6]
         )
-        print(f"tune {shape} rows {step.rows} of {len(results)}: {text}", flush=True)
-    return best
+        us = time_us([lambda: step.fused(base, True, shape == step.shapes[4])], replays=3)  # noqa: B023
+        print(f"tune {shape} rows {step.rows}, now {us:.1f}, of {len(results)}: {text}", flush=True)
 
 
-def compare(step: Step, tuned: dict[tuple[int, int], Plan] | None) -> None:
+def compare(step: Step) -> None:
     """Times of the products one by one, of all of them, and of the step around them."""
     device = torch.device("cuda")
     ours = {
@@ -216,32 +221,36 @@ def compare(step: Step, tuned: dict[tuple[int, int], Plan] | None) -> None:
         "late": SmallGemm(device, early=False),
         "no pdl": SmallGemm(device, pdl=False),
     }
-    if tuned:
-        ours["tuned"] = SmallGemm(device)
-        ours["tuned"].plan = lambda rows, n, k: tuned[n, k]  # type: ignore[method-assign]
     rows = step.rows
+    all_fit = all(ours["early"].fits(rows, *shape) for shape in step.shapes)
+    linears: list[Linear] = [F.linear, *(_linear(one) for one in ours.values())]
     print(f"rows {rows}, us           cuBLAS" + "".join(f"{name:>9}" for name in ours))
     columns = [[layer[i] for layer in step.layers] for i in range(4)] + [[step.head]]
     for name, shape, weights in zip(NAMES, step.shapes, columns, strict=True):
-        times = [single(shape, weights, rows, F.linear)]
-        times += [single(shape, weights, rows, one.linear) for one in ours.values()]
-        rate = shape[0] * shape[1] * 2 / min(times[1:]) / 1e6
+        times = [single(shape, weights, rows, linear) for linear in linears]
+        rate = shape[0] * shape[1] * 2 / times[1] / 1e6
         print(f"{rows:3} {name:20}" + "".join(f"{us:9.2f}" for us in times), f"  {rate:.2f} TB/s")
-    layer_bytes = sum(n * k * 2 for n, k in step.shapes[:4]) * step.num_layers
-    linears = (F.linear, *(one.linear for one in ours.values()))
-    lines = {
-        "products": [lambda f=f: step.separate(f, False, False, small=False) for f in linears],
-        "products + head": [
-            lambda f=f: step.separate(f, False, True, small=False) for f in linears
-        ],
-        "fused products": [None, *(lambda g=g: step.fused(g, False, False) for g in ours.values())],
-        "step, 9 launches": [lambda f=f: step.separate(f, True, True) for f in linears],
-        "step, 6 launches": [None, *(lambda g=g: step.fused(g, True, True) for g in ours.values())],
-    }
-    for name, runs in lines.items():
-        times = [time_us([run]) if run else float("nan") for run in runs]
-        print(f"{rows:3} {name:20}" + "".join(f"{us:9.1f}" for us in times), end="")
-        print(f"  {layer_bytes / min(times[1:]) / 1e6:.2f} TB/s of the layers", flush=True)
+
+    def line(name: str, runs: Iterable[Callable[[], None]]) -> None:
+        times = [time_us([run]) for run in runs]
+        blank = "        -" * (4 - len(times))
+        print(f"{rows:3} {name:20}" + blank + "".join(f"{us:9.1f}" for us in times), flush=True)
+
+    for real, head, name in ((False, False, "products"), (False, True, "products + head")):
+        line(name, [partial(step.separate, f, real, head, small=False) for f in linears])
+    line("step, 9 launches", [partial(step.separate, f, True, True) for f in linears])
+    if all_fit:
+        line("fused products", [partial(step.fused, g, False, False) for g in ours.values()])
+        line("step, 6 launches", [partial(step.fused, g, True, True) for g in ours.values()])
+
+
+def _linear(gemm: SmallGemm) -> Linear:
+    """Ours where it fits, else cuBLAS."""
+
+    def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return gemm.linear(x, weight) if gemm.fits(len(x), *weight.shape) else F.linear(x, weight)
+
+    return linear
 
 
 def main() -> None:
@@ -257,8 +266,10 @@ def main() -> None:
                 step = Step(model, rows, options.context)
                 step.prepare()
                 print(f"{model}, {step.num_layers} layers")
-                tuned = tune(step, time.monotonic() + options.tune) if options.tune else None
-                compare(step, tuned)
+                base = SmallGemm(torch.device("cuda"))
+                if options.tune and all(base.fits(rows, *shape) for shape in step.shapes):
+                    tune(step, time.monotonic() + options.tune)
+                compare(step)
                 del step
                 torch.cuda.empty_cache()
 

@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from minisgl_fast.backend.kernel import Kernel, get_kernel
+from minisgl_fast.errors import EngineError
 
 MAX_ROWS = 16
 STEP_K = 64  # K of a warp's step
-MAX_WARPS = 12
+MAX_WARPS = 10
 MAX_STAGES = 8
 BLOCK_RESERVE = 1024  # shared memory that the system takes of every block
+MAX_SHARE = 80  # steps a block; x lies in shared memory
+MAX_WIDE_X = 16 * 3072  # elements of x, with more than 8 rows
+STEP_BYTES = 16 * STEP_K * 2  # of W, a 16-row tile, warp and step
+SMALL_TILE = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +55,19 @@ class SmallGemm:
     def __init__(self, device: torch.device, *, pdl: bool = True, early: bool = True) -> None:
         properties = torch.cuda.get_device_properties(device)
         self._num_sms: int = properties.multi_processor_count
-        self._max_shared: int = properties.shared_memory_per_block_optin
+        self._max_shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
         self._has_clusters: bool = properties.major >= 9
         self._pdl = pdl
         self._early = int(early)
         self._launches: dict[tuple[int, int, int, bool], _Launch] = {}
 
     def fits(self, num_rows: int, n: int, k: int) -> bool:
-        """Whether there is a launch for such a product."""
-        if not 0 < num_rows <= MAX_ROWS or n % 16 or k % STEP_K or k < STEP_K * 8:
+        """Whether such a product is ours: where it was not faster than cuBLAS, it is not."""
+        if not 0 < num_rows <= MAX_ROWS or n % 16 or k % STEP_K or n * k >= 1 << 32:
             return False
-        plan = self.plan(num_rows, n, k)
-        return self._launch_shape(plan, num_rows, n, k, norm=True)[1] <= self._max_shared
+        if num_rows > 8 and num_rows * k > MAX_WIDE_X:
+            return False
+        return self.plan(num_rows, n, k) is not None
 
     def linear(
         self,
@@ -91,35 +97,61 @@ class SmallGemm:
         self._run(out, x, weight, norm=norm, gated=True)
         return out
 
-    def plan(self, num_rows: int, n: int, k: int) -> Plan:
-        """How to cut this product. Sums depend on ``cluster`` and ``warps``: no choice of those
-        may depend on ``num_rows``.
+    def plan(self, num_rows: int, n: int, k: int) -> Plan | None:
+        """How to cut this product, None where it does not fit; fitted to what the H200 showed."""
+        cluster, warps = self._split(n, k)
+        turns = -(-k // STEP_K // cluster // warps)
+        tile_bytes = 32 * k * 2 // cluster
+        blocks = -(-n // 32) * cluster
+        wanted: list[
+            tuple[int, int, range]
+        ] = []  # row tiles, blocks an SM, stages: first that fits
+        if blocks <= self._num_sms:
+            wanted.append((2, 1, range(min(turns, MAX_STAGES), 0, -1)))
+        elif blocks <= 1.5 * self._num_sms and tile_bytes <= SMALL_TILE:
+            # Two tiles for some blocks leave room where the next kernel's blocks can wait.
+            wanted.append((2, 1, range(turns, turns - 1, -1)))
+        elif blocks <= 3 * self._num_sms:  # all tiles at once
+            most = min(turns, MAX_STAGES)
+            least = min(most, -(-SMALL_TILE // (2 * warps * STEP_BYTES)))
+            wanted.append((2, -(-blocks // self._num_sms), range(most, least - 1, -1)))
+        elif tile_bytes <= SMALL_TILE:  # while one block ends a tile, the other's ring is full
+            wanted.append((2, 2, range(2, 1, -1)))
+        slots = self._num_sms // cluster
+        rounds = {r: -(-n // 16 // r // slots) * slots * r for r in (1, 2)}  # of 16-row tiles
+        row_tiles = 1 if 1.05 * rounds[1] < rounds[2] else 2
+        wanted.append((row_tiles, 1, range(MAX_STAGES, 0, -1)))
+        for row_tiles, blocks_per_sm, depths in wanted:
+            for stages in depths:
+                plan = Plan(row_tiles, cluster, warps, stages, blocks_per_sm)
+                _, shared_bytes = self._launch_shape(plan, num_rows, n, k, norm=True)
+                if (
+                    blocks_per_sm * (shared_bytes + BLOCK_RESERVE)
+                    <= self._max_shared + BLOCK_RESERVE
+                ):
+                    return plan
+        return None
+
+    def _split(self, n: int, k: int) -> tuple[int, int]:
+        """(cluster, warps): how K is shared. The order of the sums depends on it, so no number of
+        rows may change it.
         """
         steps = k // STEP_K
         cluster = 1
         if self._has_clusters:
-            while cluster < 8 and (
-                -(-n // 32) * cluster < 0.9 * self._num_sms or steps // cluster > 48
-            ):
+            few = 0.9 * self._num_sms  # blocks
+            while cluster < 8 and (-(-n // 32) * cluster < few or steps > MAX_SHARE * cluster):
                 cluster *= 2
         share = -(-steps // cluster)
-        warps = min(range(4, 9), key=lambda count: (-(-share // count) * count - share, -count))
-        turns = -(-share // warps)
-        one_tile = -(-n // 32) * cluster <= 3 * self._num_sms
-        for blocks_per_sm in (3, 2, 1) if one_tile else (2, 1):
-            for stages in range(min(turns, MAX_STAGES) if one_tile else MAX_STAGES, 1, -1):
-                plan = Plan(2, cluster, warps, stages, blocks_per_sm)
-                _, shared_bytes = self._launch_shape(plan, num_rows, n, k, norm=True)
-                if blocks_per_sm * (shared_bytes + BLOCK_RESERVE) <= self._max_shared:
-                    return plan
-        return Plan(2, cluster, warps, 1, 1)
+        idle = {warps: -(-share // warps) * warps - share for warps in range(4, 9)}
+        return cluster, max(warps for warps in idle if idle[warps] <= min(idle.values()))
 
     def _launch_shape(
         self, plan: Plan, num_rows: int, n: int, k: int, *, norm: bool
     ) -> tuple[int, int]:
         """(blocks, bytes of shared memory); the layout is that of gemm_small.cu."""
         n_tiles = -(-num_rows // 8)
-        step_bytes = plan.row_tiles * 16 * STEP_K * 2
+        step_bytes = plan.row_tiles * STEP_BYTES
         sum_bytes = plan.row_tiles * n_tiles * 512
         slice_bytes = -(-k // STEP_K // plan.cluster) * STEP_K * 2
         clusters = -(-n // 16 // plan.row_tiles)
@@ -137,6 +169,8 @@ class SmallGemm:
 
     def _make_launch(self, num_rows: int, n: int, k: int, norm: bool) -> _Launch:
         plan = self.plan(num_rows, n, k)
+        if plan is None:
+            raise EngineError(f"no small product for {num_rows} rows, N {n}, K {k}")
         grid, shared_bytes = self._launch_shape(plan, num_rows, n, k, norm=norm)
         n_tiles = -(-num_rows // 8)
         name = f"gemm_small_r{plan.row_tiles}_n{n_tiles}_c{plan.cluster}"
