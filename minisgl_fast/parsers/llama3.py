@@ -1,0 +1,110 @@
+"""Llama3Parser: ``{"name": ..., "parameters": {...}}`` in place of an answer, as Llama 3 has it.
+
+Rules: a call stands at the beginning of the content or behind ``<|python_tag|>``; several follow
+each other, with ``;`` or white space between. Any JSON object may be an answer, so a call is only
+what names a tool of the request and has arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from minisgl_fast.parsers.call_json import CallReader
+from minisgl_fast.parsers.events import Event
+from minisgl_fast.parsers.scan import WHITE_SPACE, ContentGate, Tags, split_white
+
+TAG = "<|python_tag|>"
+_TAG = Tags(TAG)
+_TAG_OR_SEMICOLON = Tags(TAG, ";")
+
+
+class Llama3Parser:
+    """Calls in one answer's content."""
+
+    openers = (TAG,)
+    is_plain = False
+
+    def __init__(self, names: Container[str]) -> None:
+        """``names``: the tools of the request."""
+        self._names = names
+        self._gate = ContentGate()
+        self._rest = ""  # not used yet
+        self._head = ""  # what stands before a call that has not started
+        self._may_begin = True  # here a call may begin
+        self._reader: CallReader | None = None
+        self._num_calls = 0
+
+    def feed(self, text: str) -> list[Event]:
+        self._rest += text
+        events: list[Event] = []
+        while self._rest and self._step(events):
+            pass
+        return events
+
+    def finish(self) -> list[Event]:
+        events: list[Event] = []
+        raw = "" if self._reader is None or self._reader.started else self._reader.raw
+        events += self._gate.text(self._head + raw + self._rest)
+        self._rest = self._head = ""
+        return events + self._gate.finish()
+
+    def _step(self, events: list[Event]) -> bool:
+        """Use up some of the rest; False if it has to wait for more."""
+        if self._reader is not None:
+            return self._read_call(self._reader, events)
+        if self._may_begin:
+            return self._read_opening(events)
+        found = _TAG.find(self._rest)
+        if found is None:
+            text, self._rest = _TAG.split_held(self._rest)
+            events += self._gate.text(text)
+            return False
+        events += self._gate.text(self._rest[: found[0]])
+        self._rest = self._rest[found[0] :]
+        self._may_begin = True
+        return True
+
+    def _read_opening(self, events: list[Event]) -> bool:
+        """White space, a semicolon behind a call, the tag; then the object or something else."""
+        white, self._rest = split_white(self._rest)
+        self._head += white
+        marks = _TAG
+        if self._num_calls and not self._head.strip(WHITE_SPACE):
+            marks = _TAG_OR_SEMICOLON
+        tag = marks.begin(self._rest)
+        if tag == "":
+            return False
+        if tag:
+            self._head += tag
+            self._rest = self._rest[len(tag) :]
+        elif self._rest[0] == "{":
+            self._may_begin = False
+            self._reader = CallReader(self._num_calls, self._names, needs_arguments=True)
+        else:
+            self._pass(events)
+        return True
+
+    def _pass(self, events: list[Event]) -> None:
+        """What looked like a call is text, up to a tag behind its first character."""
+        events += self._gate.text(self._head + self._rest[:1])
+        self._head = ""
+        self._rest = self._rest[1:]
+        self._may_begin = False
+
+    def _read_call(self, reader: CallReader, events: list[Event]) -> bool:
+        was_started = reader.started
+        used, found = reader.feed(self._rest)
+        self._rest = self._rest[used:]
+        if reader.started and not was_started:
+            self._gate.call()
+            self._head = ""
+            self._num_calls += 1
+        events += found
+        if reader.ended:
+            self._reader = None
+            if reader.failed:
+                self._rest = reader.raw + self._rest
+                self._pass(events)
+            else:
+                self._may_begin = True
+        return reader.ended

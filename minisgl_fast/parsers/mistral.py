@@ -1,0 +1,163 @@
+"""MistralParser: what follows ``[TOOL_CALLS]``, in the forms of Mistral's tokenizers.
+
+    [TOOL_CALLS] [{"name": "f", "arguments": {...}}, ...]      up to v7
+    [TOOL_CALLS]f[CALL_ID]123456789[ARGS]{...}                 v11, each call with a tag of its own
+    [TOOL_CALLS]f[ARGS]{...}   [TOOL_CALLS]f{...}              v13 and variants
+
+Rules: a call starts with its name and the first character of its arguments; before that anything
+wrong makes it text. The tag is a special token, so the text must be decoded with those.
+"""
+
+from __future__ import annotations
+
+import re
+
+from minisgl_fast.parsers.call_json import CallReader
+from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Event
+from minisgl_fast.parsers.scan import MAX_HEAD, ContentGate, Tags, ValueScanner, split_white
+
+TAG = "[TOOL_CALLS]"
+_TAG = Tags(TAG)
+
+_NAME = re.compile(r"([\w.\-/:]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(?=\{)")
+# A head of a call that may still become one.
+_HEAD = re.compile(r"[\w.\-/:\[\]\s]*")
+
+
+class MistralParser:
+    """Calls in one answer's content."""
+
+    openers = (TAG,)
+    is_plain = False
+
+    def __init__(self) -> None:
+        self._gate = ContentGate()
+        self._rest = ""  # not used yet
+        self._step = self._read_text
+        self._head = ""  # markup before a call that has not started
+        self._reader = CallReader(0)
+        self._scanner: ValueScanner | None = None
+        self._is_in_array = False
+        self._num_calls = 0
+
+    def feed(self, text: str) -> list[Event]:
+        self._rest += text
+        events: list[Event] = []
+        while self._rest and self._step(events):
+            pass
+        return events
+
+    def finish(self) -> list[Event]:
+        raw = ""
+        if self._step == self._read_object and not self._reader.started:
+            raw = self._reader.raw
+        events = self._gate.text(self._head + raw + self._rest)
+        self._rest = self._head = ""
+        return events + self._gate.finish()
+
+    # States: use up some of the rest; False if it has to wait for more
+
+    def _read_text(self, events: list[Event]) -> bool:
+        found = _TAG.find(self._rest)
+        if found is None:
+            text, self._rest = _TAG.split_held(self._rest)
+            events += self._gate.text(text)
+            return False
+        events += self._gate.text(self._rest[: found[0]])
+        self._rest = self._rest[found[0] + len(TAG) :]
+        self._head = TAG
+        self._step = self._read_opening
+        return True
+
+    def _read_opening(self, events: list[Event]) -> bool:
+        """Behind the tag: an array, an object, or a name."""
+        white, self._rest = split_white(self._rest)
+        self._head += white
+        if not self._rest:
+            return False
+        if self._rest[0] in "[{":
+            self._is_in_array = self._rest[0] == "["
+            if self._is_in_array:
+                self._head += "["
+                self._rest = self._rest[1:]
+            self._begin_object()
+            return True
+        match = _NAME.match(self._rest, 0, MAX_HEAD)
+        if match is None:
+            head = _HEAD.match(self._rest)
+            if head is not None and head.end() == len(self._rest) < MAX_HEAD:
+                return False
+            return self._give_up(events)
+        self._rest = self._rest[match.end() :]
+        self._started()
+        events.append(CallStart(self._num_calls - 1, match.group(1)))
+        self._scanner = ValueScanner("{")
+        self._step = self._read_arguments
+        return True
+
+    def _read_arguments(self, events: list[Event]) -> bool:
+        """The bare arguments behind a name."""
+        assert self._scanner is not None
+        end = self._scanner.scan(self._rest)
+        index = self._num_calls - 1
+        if end:
+            events.append(CallArguments(index, self._rest[:end]))
+        self._rest = self._rest[end:]
+        if self._scanner.complete:
+            events.append(CallEnd(index))
+        if self._scanner.complete or self._scanner.broken:
+            self._step = self._read_text
+            return True
+        return False
+
+    def _read_object(self, events: list[Event]) -> bool:
+        """A call in JSON."""
+        reader = self._reader
+        was_started = reader.started
+        used, found = reader.feed(self._rest)
+        self._rest = self._rest[used:]
+        if reader.started and not was_started:
+            self._started()
+        events += found
+        if not reader.ended:
+            return False
+        if reader.failed:
+            self._rest = reader.raw + self._rest
+            return self._give_up(events)
+        self._step = self._read_separator if self._is_in_array else self._read_text
+        return True
+
+    def _read_separator(self, events: list[Event]) -> bool:
+        """Between the calls of an array."""
+        white, self._rest = split_white(self._rest)
+        events += self._gate.text(white)
+        if not self._rest:
+            return False
+        if self._rest[0] == ",":
+            self._head = ","
+            self._rest = self._rest[1:]
+            self._begin_object()
+        else:
+            if self._rest[0] == "]":
+                self._gate.call()
+                self._rest = self._rest[1:]
+            self._step = self._read_text
+        return True
+
+    # Parts of them
+
+    def _begin_object(self) -> None:
+        self._reader = CallReader(self._num_calls)
+        self._step = self._read_object
+
+    def _started(self) -> None:
+        self._gate.call()
+        self._head = ""
+        self._num_calls += 1
+
+    def _give_up(self, events: list[Event]) -> bool:
+        """What looked like a call is text."""
+        events += self._gate.text(self._head)
+        self._head = ""
+        self._step = self._read_text
+        return True

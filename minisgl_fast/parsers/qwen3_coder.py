@@ -1,0 +1,283 @@
+r"""Qwen3CoderParser: calls in XML form, as Qwen3-Coder and Qwen3.5 write them.
+
+    <tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>
+
+Rules: the call starts at ``<function=NAME>`` (models leave ``<tool_call>`` out at times). Values
+are bare text; what they become in JSON depends on the tool's schema: a string goes out as it comes,
+anything else when it is complete, and as a string if it is not what the schema says. One line end
+on each side of a value is markup. A forgotten end tag is made up for by the next tag on a line of
+its own. Text between the parameters, where none belongs, is content.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Event
+from minisgl_fast.parsers.scan import (
+    MAX_HEAD,
+    WHITE_SPACE,
+    ContentGate,
+    Tags,
+    split_white,
+)
+
+START = "<tool_call>"
+END = "</tool_call>"
+FUNCTION = "<function="
+FUNCTION_END = "</function>"
+PARAMETER = "<parameter="
+PARAMETER_END = "</parameter>"
+
+_OPENERS = Tags(START, FUNCTION)
+_FUNCTION = Tags(FUNCTION)
+_IN_CALL = Tags(PARAMETER, FUNCTION_END, END)
+_VALUE_ENDS = Tags("\n" + PARAMETER_END, PARAMETER_END, "\n" + PARAMETER, "\n" + FUNCTION_END)
+_END = Tags(END)
+_NAME_END = re.compile(r"[>\n<]")
+
+# Schemas of tools by their names, as ``tool_schemas`` gives them.
+Schemas = Mapping[str, Mapping[str, Any]]
+
+
+class Qwen3CoderParser:
+    """Calls in one answer's content."""
+
+    openers = (START, FUNCTION)
+    is_plain = False
+
+    def __init__(self, schemas: Schemas) -> None:
+        """``schemas``: JSON schema of the arguments, for every tool."""
+        self._schemas = schemas
+        self._gate = ContentGate()
+        self._rest = ""  # not used yet
+        self._step = self._read_text
+        self._head = ""  # markup of a call that has not started
+        self._num_calls = 0
+        self._properties: Mapping[str, Any] = {}
+        self._num_arguments = 0
+        self._types: frozenset[str] = frozenset()
+        self._value: list[str] = []
+        self._is_first = False  # the value's first character is to come
+
+    def feed(self, text: str) -> list[Event]:
+        self._rest += text
+        events: list[Event] = []
+        while self._rest and self._step(events):
+            pass
+        return events
+
+    def finish(self) -> list[Event]:
+        rest, self._rest = self._rest, ""
+        events: list[Event] = []
+        if self._step == self._read_value:
+            self._take_value(rest, events)
+            if self._types != {"string"} and self._value:
+                events.append(CallArguments(self._index, "".join(self._value)))
+        elif self._step == self._read_call:
+            if rest.strip(WHITE_SPACE):
+                events += self._gate.text(rest)
+        else:
+            events += self._gate.text(self._head + rest)
+        return events + self._gate.finish()
+
+    @property
+    def _index(self) -> int:
+        return self._num_calls - 1
+
+    # States: use up some of the rest; False if it has to wait for more
+
+    def _read_text(self, events: list[Event]) -> bool:
+        found = _OPENERS.find(self._rest)
+        if found is None:
+            text, self._rest = _OPENERS.split_held(self._rest)
+            events += self._gate.text(text)
+            return False
+        at, tag = found
+        events += self._gate.text(self._rest[:at])
+        self._head = tag
+        self._rest = self._rest[at + len(tag) :]
+        self._step = self._read_opening if tag == START else self._read_name
+        return True
+
+    def _read_opening(self, events: list[Event]) -> bool:
+        """Behind ``<tool_call>``."""
+        white, self._rest = split_white(self._rest)
+        self._head += white
+        tag = _FUNCTION.begin(self._rest)
+        if tag == "":
+            return False
+        if tag is None:
+            return self._give_up(events)
+        self._head += tag
+        self._rest = self._rest[len(tag) :]
+        self._step = self._read_name
+        return True
+
+    def _read_name(self, events: list[Event]) -> bool:
+        """Behind ``<function=``."""
+        match = _NAME_END.search(self._rest, 0, MAX_HEAD)
+        if match is None and len(self._rest) < MAX_HEAD:
+            return False
+        name = self._rest[: match.start()].strip() if match else ""
+        if match is None or match.group() != ">" or not name:
+            return self._give_up(events)
+        self._rest = self._rest[match.end() :]
+        self._head = ""
+        self._gate.call()
+        self._num_calls += 1
+        self._num_arguments = 0
+        properties = self._schemas.get(name, {}).get("properties")
+        self._properties = properties if isinstance(properties, Mapping) else {}
+        events.append(CallStart(self._index, name))
+        self._step = self._read_call
+        return True
+
+    def _read_call(self, events: list[Event]) -> bool:
+        """Between parameters."""
+        text = self._rest = self._rest.lstrip(WHITE_SPACE)
+        tag = _IN_CALL.begin(text)
+        if tag == "":
+            return False
+        if tag is None:
+            events += self._gate.text(text[0])
+            self._rest = text[1:]
+            self._step = self._read_stray
+            return True
+        if tag == PARAMETER:
+            match = _NAME_END.search(text, len(tag), MAX_HEAD)
+            if match is None and len(text) < MAX_HEAD:
+                return False
+            key = text[len(tag) : match.start()].strip() if match else ""
+            if match is None or match.group() != ">" or not key:
+                events += self._gate.text(tag)
+                self._rest = text[len(tag) :]
+                self._step = self._read_stray
+                return True
+            self._rest = text[match.end() :]
+            self._begin_value(key, events)
+            return True
+        events.append(CallArguments(self._index, "}" if self._num_arguments else "{}"))
+        events.append(CallEnd(self._index))
+        self._rest = text[len(tag) :]
+        self._step = self._read_text if tag == END else self._read_end
+        return True
+
+    def _read_stray(self, events: list[Event]) -> bool:
+        """Text where a parameter should begin, up to what may be markup again."""
+        end = self._rest.find("<")
+        events += self._gate.text(self._rest if end < 0 else self._rest[:end])
+        self._rest = "" if end < 0 else self._rest[end:]
+        self._step = self._read_stray if end < 0 else self._read_call
+        return end >= 0
+
+    def _read_end(self, events: list[Event]) -> bool:
+        """Behind ``</function>``."""
+        white, self._rest = split_white(self._rest)
+        events += self._gate.text(white)
+        tag = _END.begin(self._rest)
+        if tag == "":
+            return False
+        if tag:
+            self._gate.call()
+            self._rest = self._rest[len(tag) :]
+        self._step = self._read_text
+        return True
+
+    def _read_value(self, events: list[Event]) -> bool:
+        found = _VALUE_ENDS.find(self._rest)
+        if found is None:
+            text, self._rest = _VALUE_ENDS.split_held(self._rest)
+            self._take_value(text, events)
+            return False
+        at, tag = found
+        self._take_value(self._rest[:at], events)
+        ends_itself = tag.endswith(PARAMETER_END)
+        self._rest = self._rest[at + len(tag) if ends_itself else at :]
+        if self._types == {"string"}:
+            events.append(CallArguments(self._index, '"'))
+        else:
+            value = _typed("".join(self._value), self._types)
+            events.append(CallArguments(self._index, value))
+        self._step = self._read_call
+        return True
+
+    # Parts of them
+
+    def _give_up(self, events: list[Event]) -> bool:
+        """What looked like a call is text."""
+        events += self._gate.text(self._head)
+        self._head = ""
+        self._step = self._read_text
+        return True
+
+    def _begin_value(self, key: str, events: list[Event]) -> None:
+        self._types = _types(self._properties.get(key))
+        self._value = []
+        self._is_first = True
+        start = (", " if self._num_arguments else "{") + _quoted(key) + ": "
+        self._num_arguments += 1
+        events.append(CallArguments(self._index, start + '"' * (self._types == {"string"})))
+        self._step = self._read_value
+
+    def _take_value(self, text: str, events: list[Event]) -> None:
+        if text and self._is_first:
+            self._is_first = False
+            text = text.removeprefix("\n")
+        if not text:
+            return
+        if self._types == {"string"}:
+            events.append(CallArguments(self._index, _quoted(text)[1:-1]))
+        else:
+            self._value.append(text)
+
+
+def _types(schema: Any) -> frozenset[str]:
+    """The types that a schema allows; what it does not say is a string."""
+    if isinstance(schema, Mapping):
+        kind = schema.get("type")
+        if isinstance(kind, str):
+            return frozenset((kind,))
+        if isinstance(kind, (list, tuple)):
+            return frozenset(name for name in kind if isinstance(name, str))
+        for key in ("anyOf", "oneOf"):
+            if isinstance(schema.get(key), (list, tuple)):
+                return frozenset[str]().union(*map(_types, schema[key]))
+        if "$ref" in schema or "properties" in schema:
+            return frozenset(("object", "array", "number", "boolean", "null", "string"))
+    return frozenset(("string",))
+
+
+def _typed(text: str, types: frozenset[str]) -> str:
+    """The value as JSON text of one of the types, else as a string."""
+    bare = text.strip()
+    # Python's spelling of constants is what some models know better.
+    bare = {"True": "true", "False": "false", "None": "null"}.get(bare, bare)
+    try:
+        value = json.loads(bare, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return _quoted(text)
+    kinds = {
+        dict: {"object"},
+        list: {"array"},
+        str: {"string"},
+        int: {"integer", "number"},
+        float: {"number"},
+        bool: {"boolean"},
+        type(None): {"null", "object", "array", "number", "integer", "boolean"},
+    }[type(value)]
+    if isinstance(value, str) or not kinds & types:
+        return _quoted(text)
+    return bare
+
+
+def _no_constant(name: str) -> None:
+    """Python's NaN and Infinity, which are no JSON."""
+    raise ValueError(name)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
