@@ -366,7 +366,8 @@ def test_nothing_is_left_for_the_garbage_collector():
                 await until(lambda: site.server.num_connections == 0)
             await asyncio.sleep(0.05)
             mine = (Exchange, HttpRequest, HttpConnection, ChunkedBody, _HeadFields)
-            left = [o for o in gc.get_objects() if isinstance(o, mine)]
+            # Not isinstance: some lazy objects of torch warn when asked for their __class__.
+            left = [o for o in gc.get_objects() if issubclass(type(o), mine)]
             assert left == []
 
     gc.collect()
