@@ -35,6 +35,7 @@ bf16 logits, 1: float. stride (values per row) a multiple of 8, vocab_limit <= s
 #define NUM_BINS 8192                    // the last one stays empty
 #define SIDE_BINS (NUM_BINS / 2 - 1)     // positive, or negative, bins of one bf16 value
 #define SMALLEST ((127 - 14) << 7)       // top bits of 2^-14
+#define BLOCKS_PER_SM (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000 ? 2 : 1)  // by SHARED_BYTES
 #define BINS_PER_WARP (NUM_BINS / (WARPS * CLUSTER))
 #define FINE_BITS 13                     // 2^13 bins on the finer levels
 #define SHARED_BYTES (NUM_BINS * 12)     // a count and a mass each
@@ -263,11 +264,32 @@ struct Found {
     uint64_t above;
 };
 
+// What changes a row's logits.
+struct Adjustment {
+    int flags;
+    float presence, frequency, repetition;
+    uint16_t* counts;
+    bool is_aligned;  // whether counts may be read 8 at once
+    const uint32_t* mask;
+    const int* bias_ids;
+    const float* bias_values;
+    int num_bias;
+};
+
+struct Logprobs {
+    int* ids;        // [NUM_TOP], -1 where the row has no more; null: not asked for
+    float* values;   // [NUM_TOP], descending; lowest id first on a tie
+    float* chosen;
+};
+
 // What one block knows: the row's parameters, then what its threads exchange.
 struct Shared {
     float temperature, top_p, min_p;
     int top_k;
     uint32_t position, seed_lo, seed_hi;
+    Adjustment adjustment;
+    Logprobs logprobs;
+    int *token, *last_token;  // where the token goes
     float maximum, largest;  // of the row; the same over the temperature of its weights
     float highest[WARPS];
     Best best[WARPS];
@@ -633,12 +655,6 @@ __device__ __noinline__ Result draw_from(Row<T> row, float threshold) {
 // ---------------------------------------------------------------------------------------------
 // Log-probabilities
 
-struct Logprobs {
-    int* ids;        // [rows][NUM_TOP], -1 where the row has no more
-    float* values;   // [rows][NUM_TOP], descending; lowest id first on a tie
-    float* chosen;   // [rows]
-};
-
 // The NUM_TOP best of a list, best first, into `out`, which is filled with nothing before.
 template <typename F>
 __device__ __forceinline__ void rank_list(const Candidate* list, int size, F&& out) {
@@ -681,8 +697,8 @@ __device__ __noinline__ float list_top(Row<T> row) {
 }
 
 template <typename T>
-__device__ __forceinline__ void write_logprobs(
-    Row<T> row, const Logprobs& logprobs, int token) {
+__device__ __forceinline__ void write_logprobs(Row<T> row, int token) {
+    const Logprobs& logprobs = shared.logprobs;
     float log_sum = 0.0f;
     if (token >= 0) log_sum = list_top(row);
     cluster_sync();
@@ -736,7 +752,7 @@ __device__ __forceinline__ float threshold_of(Row<T> row) {
 
 // The token of a row, in every thread; -1 for a broken row.
 template <typename T>
-__device__ __noinline__ int sample_row(Row<T> row, Logprobs logprobs) {
+__device__ __noinline__ int sample_row(Row<T> row) {
     Result result = NO_RESULT;
     if (shared.temperature < MIN_TEMPERATURE) {
         result = greedy(row);
@@ -771,29 +787,19 @@ __device__ __noinline__ int sample_row(Row<T> row, Logprobs logprobs) {
         result.join(shared.final_best[rank], shared.final_highest[rank]);
     const bool valid = fabsf(result.highest) < INFINITY_F && result.best.value > -INFINITY_F;
     const int token = valid ? result.best.id : -1;
-    if (logprobs.ids) {
+    if (shared.logprobs.ids) {
         if (threadIdx.x == 0)
             shared.temperature = 1.0f, shared.maximum = shared.largest = result.highest;
         __syncthreads();
-        write_logprobs(row, logprobs, token);
+        write_logprobs(row, token);
     }
     return token;
 }
 
-struct Adjustment {
-    int flags;
-    float presence, frequency, repetition;
-    const uint16_t* counts;
-    const uint32_t* mask;
-    const int* bias_ids;
-    const float* bias_values;
-    int num_bias;
-    bool is_aligned;  // whether counts may be read 8 at once
-};
-
 // Rewrites this block's share of a row as floats. Every product and sum is rounded by itself. (Two
 // finite biases of one id would be added in any order; the scheduler repeats an id only to ban it.)
-__device__ __forceinline__ void adjust(float* out, Row<logit> row, const Adjustment& a) {
+__device__ __noinline__ void adjust(float* out, Row<logit> row) {
+    const Adjustment& a = shared.adjustment;
     for_each(row, [&](int id, const Group<logit>& group) {
         if (id >= row.size) return;
         uint16_t counts[8];
@@ -835,7 +841,7 @@ __device__ __forceinline__ void adjust(float* out, Row<logit> row, const Adjustm
     __syncthreads();
 }
 
-extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, 2) sample(
+extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER_SM) sample(
     int* tokens, int* last_token, uint16_t* counts, const logit* logits, float* workspace,
     const uint32_t* masks, int* top_ids, float* top_logprobs, float* chosen_logprobs,
     const float* temperature, const int* top_k, const float* top_p, const float* min_p,
@@ -847,36 +853,38 @@ extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, 2) sample(
     pdl_wait();
     const int index = blockIdx.x / CLUSTER;
     const int flag = flags[index];
-    uint16_t* count = counts + (int64_t)slot[index] * vocab_size;
     const Row<logit> row = {logits + (int64_t)index * stride, vocab_limit};
     if (threadIdx.x == 0) {
         shared.temperature = temperature[index];
         shared.top_k = top_k[index], shared.top_p = top_p[index], shared.min_p = min_p[index];
         shared.position = position[index];
         shared.seed_lo = seed_lo[index], shared.seed_hi = seed_hi[index];
+        shared.adjustment = {
+            flag, presence[index], frequency[index], repetition[index],
+            counts + (int64_t)slot[index] * vocab_size, vocab_size % 8 == 0,
+            masks + (int64_t)index * ceil_div(vocab_size, 32), bias_ids + bias_start[index],
+            bias_values + bias_start[index], bias_start[index + 1] - bias_start[index]};
+        shared.token = tokens + index, shared.last_token = last_token + slot[index];
+        shared.logprobs.ids = nullptr;
+        if (flag & HAS_LOGPROBS && top_ids)
+            shared.logprobs = {
+                top_ids + index * NUM_TOP, top_logprobs + index * NUM_TOP, chosen_logprobs + index};
     }
     __syncthreads();
-    Logprobs logprobs = {nullptr, nullptr, nullptr};
-    if (flag & HAS_LOGPROBS && top_ids)
-        logprobs = {
-            top_ids + index * NUM_TOP, top_logprobs + index * NUM_TOP, chosen_logprobs + index};
 
     int token;
     if (flag & (HAS_PENALTIES | HAS_BIAS | HAS_MASK)) {
         float* adjusted = workspace + (int64_t)index * stride;
-        adjust(adjusted, row, {
-            flag, presence[index], frequency[index], repetition[index], count,
-            masks + (int64_t)index * ceil_div(vocab_size, 32), bias_ids + bias_start[index],
-            bias_values + bias_start[index], bias_start[index + 1] - bias_start[index],
-            vocab_size % 8 == 0});
-        token = sample_row(Row<float>{adjusted, vocab_limit}, logprobs);
+        adjust(adjusted, row);
+        token = sample_row(Row<float>{adjusted, vocab_limit});
     } else {
-        token = sample_row(row, logprobs);
+        token = sample_row(row);
     }
     pdl_launch_dependents();
     if (cluster_rank() != 0 || threadIdx.x != 0) return;
-    tokens[index] = token;
-    last_token[slot[index]] = max(token, 0);
-    if (token >= 0 && flag & HAS_PENALTIES && (count[token] & COUNT_MASK) < COUNT_MASK)
-        count[token]++;
+    *shared.token = token;
+    *shared.last_token = max(token, 0);
+    if (token < 0 || !(shared.adjustment.flags & HAS_PENALTIES)) return;
+    uint16_t* count = shared.adjustment.counts + token;
+    if ((*count & COUNT_MASK) < COUNT_MASK) ++*count;
 }

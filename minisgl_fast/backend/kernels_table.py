@@ -94,6 +94,7 @@ SAMPLE = tuple(
         entries=("sample",),
         defines=(("LOGIT_FLOAT", int(dtype == "float32")), ("CLUSTER", cluster)),
         only=("sm_90a", "sm_100", "sm_120") if cluster > 1 else (),
+        hot=dtype == "bf16",
     )
     for dtype, clusters in (("bf16", SAMPLE_CLUSTERS), ("float32", (1,)))
     for cluster in clusters
