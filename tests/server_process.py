@@ -27,7 +27,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        *flags: str | Path,
+        *flags: str | Path | int,
         program: Sequence[str] = MODULE,
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -149,16 +149,15 @@ class Stream:
             % (path.encode(), len(data), data)
         )
         self.received = b""
-        self.is_at_end = False
 
     def wait_events(self, count: int) -> None:
         """Read until there are at least so many events."""
         while self.received.count(b"data: ") < count:
-            assert self._read(), self.received
+            assert self.read_some(), self.received
 
     def rest(self) -> bytes:
         """Everything to the end of the connection or of the response."""
-        while not self.received.endswith(b"0\r\n\r\n") and self._read():
+        while not self.received.endswith(b"0\r\n\r\n") and self.read_some():
             pass
         return self.received
 
@@ -171,7 +170,8 @@ class Stream:
     def close(self) -> None:
         self.socket.close()
 
-    def _read(self) -> bool:
+    def read_some(self) -> bool:
+        """What comes next; False at the end."""
         try:
             data = self.socket.recv(1 << 16)
         except ConnectionResetError:

