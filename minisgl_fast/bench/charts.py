@@ -14,7 +14,8 @@ from html import escape
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 NUM_COLOURS = 8
-MAX_TICKS = 6
+LOG_MARGIN = 1.03
+MIN_TICKS, MAX_TICKS = 3, 6
 
 
 @dataclass(slots=True)
@@ -71,9 +72,10 @@ class _Scale:
             for factors in ((1, 2, 5), (1,)):
                 found = [factor * 10.0**d for d in decades for factor in factors]
                 found = [tick for tick in found if self.low <= tick <= self.high]
-                if len(found) <= 2 * MAX_TICKS:
+                if MIN_TICKS <= len(found) <= 2 * MAX_TICKS:
                     return found
-            return found
+            if len(found) > MIN_TICKS:
+                return found
         rough = (self.high - self.low) / MAX_TICKS
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
@@ -93,7 +95,10 @@ def chart(
     if not points:
         return f'{head}<text x="{WIDTH / 2}" y="{HEIGHT / 2}" class="mid">no data</text></svg>'
     xs = [x for x, _ in points] + [marker.x for marker in markers]
-    x_scale = _Scale(x_axis, min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    low, high = min(xs), max(xs)
+    if x_axis.logarithmic:
+        low, high = low / LOG_MARGIN, high * LOG_MARGIN
+    x_scale = _Scale(x_axis, low, high, LEFT, WIDTH - RIGHT)
     y_scale = _Scale(y_axis, 0.0, max(y for _, y in points) * 1.05, HEIGHT - BOTTOM, TOP)
     shapes = [head, _grid(x_scale, y_scale, x_axis, y_axis)]
     for line in lines:

@@ -37,6 +37,7 @@ MAX_SENT_PER_TURN = 64
 MAX_OPENING = 128
 SWEEP_INTERVAL_S = 0.25
 LAG_INTERVAL_S = 0.02
+SETTLE_S = 0.05  # for the server to accept connections that were opened ahead
 # The client is called the limit beyond these.
 MAX_CPU_SHARE = 0.9
 MAX_LAG_S = 0.01
@@ -273,6 +274,7 @@ class Client:
         attempts = (self._connect() for _ in range(num_connections))
         found = await asyncio.gather(*attempts, return_exceptions=True)
         self._idle += [item for item in found if isinstance(item, Connection)]
+        await asyncio.sleep(SETTLE_S)
 
     # Ends
 

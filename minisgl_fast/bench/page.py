@@ -40,6 +40,10 @@ td:first-child,th:first-child{text-align:left}
 .bad{color:var(--s3)}.faint{color:var(--faint)}.scroll{overflow-x:auto}
 """ + "".join(f".s{index}{{--c:var(--s{index})}}" for index in range(8))
 
+# Fine bins in one that is drawn, so that a chart has at most MAX_BINS.
+BIN_WIDTHS = (1, 2, 5, 10, 20)
+MAX_BINS = 60
+
 SHOWN = ("base_url", "model_id", "endpoint_type", "dataset", "request_rate", "max_concurrency")
 
 
@@ -113,15 +117,19 @@ def _run_charts(reports: Sequence[Report]) -> list[str]:
 def _distribution(name: str, title: str, reports: Sequence[Report]) -> str:
     """Shares of the samples in logarithmic bins; dashed lines at the median and the p99."""
     lines, markers = [], []
-    for index, report in enumerate(reports):
-        bins = report.get("minisgl_fast", {}).get("distributions", {}).get(name)
-        if not bins or not bins["count"]:
-            continue
-        ratio = 10 ** (1 / bins["bins_per_decade"])
-        edges = [bins["lowest_ms"] * ratio**i for i in range(len(bins["counts"]) + 1)]
-        shares = [100.0 * count / bins["count"] for count in bins["counts"]]
-        points = [(edges[0], 0.0), *zip(edges, shares, strict=False), (edges[-1], 0.0)]
+    found = {
+        index: bins
+        for index, report in enumerate(reports)
+        if (bins := report.get("minisgl_fast", {}).get("distributions", {}).get(name))
+        and bins["count"]
+    }
+    first = min((bins["first_bin"] for bins in found.values()), default=0)
+    last = max((bins["first_bin"] + len(bins["counts"]) for bins in found.values()), default=0)
+    width = next((w for w in BIN_WIDTHS if (last - first) / w <= MAX_BINS), BIN_WIDTHS[-1])
+    for index, bins in found.items():
+        report = reports[index]
         label = label_of(report, index)
+        points = _histogram(bins, width)
         lines.append(Line(label, _stairs(points), index, filled=True))
         for statistic in ("median", "p99"):
             value = report.get(f"{statistic}_{name}_ms")
@@ -131,6 +139,19 @@ def _distribution(name: str, title: str, reports: Sequence[Report]) -> str:
     axis = Axis("milliseconds", logarithmic=True)
     svg = chart(title, axis, Axis("% of samples"), lines, markers)
     return _figure(f"{title} ({name.upper()})", svg)
+
+
+def _histogram(bins: Mapping[str, Any], width: int) -> list[tuple[float, float]]:
+    """(lower edge in ms, % of samples) of every ``width`` bins, from and to 0 %."""
+    shares: dict[int, float] = {}
+    for index, count in enumerate(bins["counts"], bins["first_bin"]):
+        shares[index // width] = shares.get(index // width, 0.0) + 100.0 * count / bins["count"]
+
+    def edge(index: int) -> float:
+        return float(bins["lowest_ms"] * 10 ** (index * width / bins["bins_per_decade"]))
+
+    points = [(edge(index), share) for index, share in shares.items()]
+    return [(points[0][0], 0.0), *points, (edge(max(shares) + 1), 0.0)]
 
 
 def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -108,14 +108,15 @@ def _distribution(values: Distribution) -> dict[str, Any]:
     return {
         "count": values.count,
         "exact": values.exact,
-        "lowest_ms": LOWEST_S * 10 ** (first / BINS_PER_DECADE) * 1e3,
+        "lowest_ms": LOWEST_S * 1e3,
+        "first_bin": first,
         "bins_per_decade": BINS_PER_DECADE,
         "counts": counts,
     }
 
 
 def _timeline(results: Results) -> dict[str, Any]:
-    """Series of at most MAX_POINTS points; the last bin is left out where others are full."""
+    """Series of at most MAX_POINTS points."""
     events, running = results.timeline.events(), results.timeline.running()
     step = max(1, math.ceil(len(events) / MAX_POINTS))
     width_s = results.timeline.width_s * step

@@ -28,7 +28,7 @@ class Distribution:
         """Linearly interpolated between order statistics, as numpy does by default."""
 
     def histogram(self) -> tuple[int, list[int]]:
-        """(first bin, counts): bin i holds LOWEST_S * 10 ** (i / 20) up to that of i + 1."""
+        """(first bin, counts); bin i begins at LOWEST_S * 10 ** (i / BINS_PER_DECADE)."""
 
 class Timeline:
     """How many events with text came, and how many requests ran, in each ``width_s`` seconds."""

@@ -13,17 +13,15 @@ from libcpp.vector cimport vector
 
 from minisgl_fast.bench.reader cimport ResponseReader
 
-BINS_PER_DECADE = 20
-LOWEST_S = 1e-6
+BINS_PER_DECADE = 200
+LOWEST_S = 1e-5
 MAX_VALUES = 8 << 20
 
 cdef enum:
-    FINE_PER_DECADE = 200
-    COARSE = 10  # fine bins in one of histogram()'s
-    NUM_DECADES = 11
-    NUM_FINE = FINE_PER_DECADE * NUM_DECADES
+    PER_DECADE = 200
+    NUM_BINS = PER_DECADE * 10
 
-cdef double LOWEST = 1e-6
+cdef double LOWEST = 1e-5  # seconds; what is less counts there
 cdef size_t MAX_BINS = 1 << 22  # of a timeline: 4 days at 100 ms
 
 
@@ -42,7 +40,7 @@ cdef class Distribution:
     def __init__(self, size_t max_values=MAX_VALUES):
         self.exact = True
         self._max_values = max_values
-        self._bins.resize(NUM_FINE)
+        self._bins.resize(NUM_BINS)
 
     cdef void _add(self, double value) noexcept:
         self.count += 1
@@ -105,17 +103,14 @@ cdef class Distribution:
         cdef int i
         if percent >= 100.0:
             return self._max
-        for i in range(NUM_FINE):
+        for i in range(NUM_BINS):
             so_far += self._bins[i]
             if so_far >= wanted and so_far:
-                return LOWEST * pow(10.0, (i + 0.5) / FINE_PER_DECADE)
+                return LOWEST * pow(10.0, (i + 0.5) / PER_DECADE)
         return self._max
 
     def histogram(self):
-        counts = [0] * (NUM_FINE // COARSE)
-        cdef int i
-        for i in range(NUM_FINE):
-            counts[i // COARSE] += self._bins[i]
+        counts = list(self._bins)
         used = [i for i, count in enumerate(counts) if count]
         if not used:
             return 0, []
@@ -126,8 +121,8 @@ cdef int _bin_of(double value) noexcept nogil:
     cdef int index
     if value <= LOWEST:
         return 0
-    index = <int>(log10(value / LOWEST) * FINE_PER_DECADE)
-    return index if index < NUM_FINE else NUM_FINE - 1
+    index = <int>(log10(value / LOWEST) * PER_DECADE)
+    return index if index < NUM_BINS else NUM_BINS - 1
 
 
 cdef class Timeline:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minisgl_fast.bench.reader import GENERATE, ResponseReader
-from minisgl_fast.bench.samples import LOWEST_S, Distribution, Timeline
+from minisgl_fast.bench.samples import BINS_PER_DECADE, LOWEST_S, Distribution, Timeline
 
 PERCENTS = [0, 1, 25, 50, 90, 99, 99.9, 100]
 
@@ -63,11 +63,11 @@ def test_the_histogram_counts_every_value_in_its_bin():
     first, counts = found.histogram()
     assert first == 0
     assert sum(counts) == 5
-    edges = [LOWEST_S * 10 ** (i / 20) for i in range(len(counts) + 1)]
+    edges = [LOWEST_S * 10 ** (i / BINS_PER_DECADE) for i in range(len(counts) + 1)]
     bins = [i for i, count in enumerate(counts) for _ in range(count)]
-    assert bins[1] == bins[2]
-    assert edges[bins[1]] <= 0.00101 <= edges[bins[1] + 1]
-    assert edges[bins[3]] <= 0.5 <= edges[bins[3] + 1]
+    assert bins[0] == 0
+    for value, index in zip((0.00101, 0.00102, 0.5), bins[1:4], strict=True):
+        assert edges[index] <= value <= edges[index + 1]
 
 
 def test_gaps_of_responses_are_pooled():
