@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-MAKE_TINY_MODEL = Path(__file__).parents[1] / "tools" / "make_tiny_model.py"
+from tiny_folder import make_tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Qwen3. Not to be written into."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    subprocess.run([sys.executable, MAKE_TINY_MODEL, folder], check=True, capture_output=True)
-    return folder
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +28,10 @@ from server_process import (
     eventually,
     is_running,
 )
+from tiny_folder import make_tiny_model
 
 from minisgl_fast.text.tokenizer import Tokenizer
 
-MAKE_TINY_MODEL = Path(__file__).parents[1] / "tools" / "make_tiny_model.py"
 CHAT = "/v1/chat/completions"
 MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
 # 3 control tokens, and a token a byte.
@@ -49,9 +48,7 @@ Start = Callable[..., ServerProcess]
 def patient_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with room for streams that do not end while a test looks at them."""
     folder = tmp_path_factory.mktemp("patient") / "model"
-    command = [sys.executable, MAKE_TINY_MODEL, folder, "--max-position", "65536"]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
+    return make_tiny_model(folder, "--max-position", "65536")
 
 
 @pytest.fixture

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_folder import TOOL
+from tiny_folder import make_tiny_model as make
 
 from minisgl_fast.model.config import GenerationConfig, ModelConfig
-
-TOOL = Path(__file__).parents[2] / "tools" / "make_tiny_model.py"
-
-
-def make(folder: Path, *arguments: str) -> Path:
-    subprocess.run([sys.executable, TOOL, folder, *arguments], check=True, capture_output=True)
-    return folder
 
 
 @pytest.mark.parametrize("arguments", [(), ("--untied", "--layers", "3", "--dtype", "bfloat16")])
