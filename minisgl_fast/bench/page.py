@@ -6,6 +6,7 @@ and dark by the reader's setting; prints well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -40,9 +41,10 @@ td:first-child,th:first-child{text-align:left}
 .bad{color:var(--s3)}.faint{color:var(--faint)}.scroll{overflow-x:auto}
 """ + "".join(f".s{index}{{--c:var(--s{index})}}" for index in range(8))
 
-# Fine bins in one that is drawn, so that a chart has at most MAX_BINS.
+# Fine bins in one that is drawn, so that a chart has at most MAX_BINS, or fewer for few samples.
 BIN_WIDTHS = (1, 2, 5, 10, 20)
 MAX_BINS = 60
+MAX_STEPS = 80  # of a series over time; finer ones are averaged
 
 SHOWN = ("base_url", "model_id", "endpoint_type", "dataset", "request_rate", "max_concurrency")
 
@@ -125,7 +127,9 @@ def _distribution(name: str, title: str, reports: Sequence[Report]) -> str:
     }
     first = min((bins["first_bin"] for bins in found.values()), default=0)
     last = max((bins["first_bin"] + len(bins["counts"]) for bins in found.values()), default=0)
-    width = next((w for w in BIN_WIDTHS if (last - first) / w <= MAX_BINS), BIN_WIDTHS[-1])
+    fewest = min((bins["count"] for bins in found.values()), default=1)
+    max_bins = min(MAX_BINS, 2 * math.isqrt(fewest) + 8)
+    width = next((w for w in BIN_WIDTHS if (last - first) / w <= max_bins), BIN_WIDTHS[-1])
     for index, bins in found.items():
         report = reports[index]
         label = label_of(report, index)
@@ -167,8 +171,11 @@ def _over_time(reports: Sequence[Report], series: str) -> list[Line]:
     for index, report in enumerate(reports):
         timeline = report.get("minisgl_fast", {}).get("timeline")
         if timeline:
-            step = timeline["interval_s"]
-            points = [(i * step, float(value)) for i, value in enumerate(timeline[series])]
+            values = timeline[series]
+            group = max(1, math.ceil(len(values) / MAX_STEPS))
+            parts = [values[i : i + group] for i in range(0, len(values), group)]
+            step_s = timeline["interval_s"] * group
+            points = [(i * step_s, sum(part) / len(part)) for i, part in enumerate(parts)]
             lines.append(Line(label_of(report, index), points, index, stepped=True))
     return lines
 
