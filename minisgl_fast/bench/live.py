@@ -18,10 +18,10 @@ LINE_INTERVAL_S = 5.0
 class Live:
     """Reports on a client until it is cancelled, then once more."""
 
-    def __init__(self, client: Client, title: str, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, client: Client, title: str, stream: TextIO | None = None) -> None:
         self._client = client
         self._title = title
-        self._stream = stream
+        self._stream = sys.stderr if stream is None else stream
         self._bar: tqdm[NoReturn] | None = None
         self._last_s = time.monotonic()
         self._last_events = 0
@@ -29,17 +29,24 @@ class Live:
 
     async def run(self) -> None:
         """Report at intervals."""
-        is_terminal = self._stream.isatty()
-        if is_terminal:
-            self._bar = tqdm(total=self._client.total, desc=self._title, file=self._stream)
+        if self._stream.isatty():
+            self.open_bar()
         try:
             while True:
-                await asyncio.sleep(BAR_INTERVAL_S if is_terminal else LINE_INTERVAL_S)
+                await asyncio.sleep(BAR_INTERVAL_S if self._bar is not None else LINE_INTERVAL_S)
                 self.report()
         finally:
             self.report()
-            if self._bar is not None:
-                self._bar.close()
+            self.close()
+
+    def open_bar(self) -> None:
+        """Draw a bar from now on, in place of lines."""
+        self._bar = tqdm(total=self._client.total, desc=self._title, file=self._stream)
+
+    def close(self) -> None:
+        """End the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
 
     def report(self) -> None:
         """One report of what has changed since the last."""
