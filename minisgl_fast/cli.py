@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from minisgl_fast import __version__
 from minisgl_fast.config import DEVICES, DTYPES, MODEL_SOURCES, Config
 from minisgl_fast.errors import ConfigError
+from minisgl_fast.parsers.select import REASONING_PARSERS, TOOL_CALL_PARSERS
 
 EXIT_CONFIG = 1
 
@@ -66,6 +67,18 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--served-model-name", metavar="NAME", help="name of the model in the API")
     model.add_argument(
         "--chat-template", metavar="FILE", help="Jinja template, in place of the model's own"
+    )
+    model.add_argument(
+        "--reasoning-parser",
+        choices=("auto", "none", *REASONING_PARSERS),
+        default="auto",
+        help="format of the model's reasoning (default: auto, by the chat template)",
+    )
+    model.add_argument(
+        "--tool-call-parser",
+        choices=("auto", "none", *TOOL_CALL_PARSERS),
+        default="auto",
+        help="format of the model's tool calls (default: auto, by the chat template)",
     )
     model.add_argument(
         "--generation-config",

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minisgl_fast.errors import ConfigError
+from minisgl_fast.parsers.select import GPT_OSS, REASONING_PARSERS, TOOL_CALL_PARSERS
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -25,6 +26,8 @@ class Config:
     model_source: str = "huggingface"
     served_model_name: str | None = None
     chat_template: str | None = None
+    reasoning_parser: str = "auto"
+    tool_call_parser: str = "auto"
     generation_config: str = "model"
     dtype: str = "auto"
     dummy_weight: bool = False
@@ -53,6 +56,14 @@ class Config:
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--device", self.device, DEVICES)
         _one_of("--generation-config", self.generation_config, ("model", "none"))
+        _one_of("--reasoning-parser", self.reasoning_parser, ("auto", "none", *REASONING_PARSERS))
+        _one_of("--tool-call-parser", self.tool_call_parser, ("auto", "none", *TOOL_CALL_PARSERS))
+        parsers = {self.reasoning_parser, self.tool_call_parser}
+        if GPT_OSS in parsers and parsers - {GPT_OSS, "auto", "none"}:
+            raise ConfigError(
+                f"--reasoning-parser and --tool-call-parser must both be {GPT_OSS}, "
+                "which is one format for both."
+            )
         if self.page_size is not None and self.page_size not in (16, 32, 64, 128, 256):
             raise ConfigError(
                 f"--page-size must be a power of two from 16 to 256, got {self.page_size}."

@@ -16,6 +16,8 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "model_source": (["--model-source", "modelscope"], "modelscope"),
     "served_model_name": (["--served-model-name", "n"], "n"),
     "chat_template": (["--chat-template", "t.jinja"], "t.jinja"),
+    "reasoning_parser": (["--reasoning-parser", "kimi"], "kimi"),
+    "tool_call_parser": (["--tool-call-parser", "llama3"], "llama3"),
     "generation_config": (["--generation-config", "none"], "none"),
     "dtype": (["--dtype", "bfloat16"], "bfloat16"),
     "dummy_weight": (["--dummy-weight"], True),

@@ -14,7 +14,7 @@ A parser gets the text of one answer in any pieces and gives events. Rules for e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,23 @@ class CallEnd:
 Event: TypeAlias = Content | Reasoning | CallStart | CallArguments | CallEnd
 
 
+class Steady(NamedTuple):
+    """What a parser would make of more text: one delta of this kind, the text itself, as long as
+    none of these characters is in it. No characters: for good."""
+
+    kind: type[Content] | type[Reasoning]
+    characters: str
+
+
+PLAIN = Steady(Content, "")
+
+
 class Parser(Protocol):
     """One answer's parser."""
 
     @property
-    def is_plain(self) -> bool:
-        """Whether all that follows is content, and nothing is held back."""
+    def steady(self) -> Steady | None:
+        """Which text need not be fed for now, because feeding it would change nothing."""
 
     def feed(self, text: str) -> list[Event]:
         """The events that this piece completes."""

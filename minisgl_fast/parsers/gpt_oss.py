@@ -22,6 +22,7 @@ from minisgl_fast.parsers.events import (
     Content,
     Event,
     Reasoning,
+    Steady,
 )
 from minisgl_fast.parsers.scan import WHITE_SPACE, Tags, ValueScanner
 
@@ -38,8 +39,6 @@ _FUNCTION = re.compile(r"\bto=functions\.([^\s<]+)")
 class GptOssParser:
     """One answer."""
 
-    is_plain = False
-
     def __init__(self, *, reasoning: bool = True, stream: bool = True, tools: bool = True) -> None:
         """``reasoning``: False gives it as content. ``stream``: False gives the reasoning of a
         message in one event. ``tools``: False gives calls as content."""
@@ -52,6 +51,14 @@ class GptOssParser:
         self._unsent: list[str] = []  # reasoning that waits for its end
         self._scanner: ValueScanner | None = None  # of a call's arguments
         self._num_calls = 0
+
+    @property
+    def steady(self) -> Steady | None:
+        if self._step != self._read_body or self._rest or self._kind == "call":
+            return None
+        if self._kind == "content":
+            return Steady(Content, _MARKS.first)
+        return Steady(Reasoning, _MARKS.first) if self._stream else None
 
     def feed(self, text: str) -> list[Event]:
         self._rest += text

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from minisgl_fast.parsers.call_json import CallReader
-from minisgl_fast.parsers.events import Event
+from minisgl_fast.parsers.events import Content, Event, Steady
 from minisgl_fast.parsers.scan import WHITE_SPACE, ContentGate, Tags, split_white
 
 TAG = "<|python_tag|>"
@@ -22,7 +22,6 @@ class Llama3Parser:
     """Calls in one answer's content."""
 
     openers = (TAG,)
-    is_plain = False
 
     def __init__(self, names: Container[str]) -> None:
         """``names``: the tools of the request."""
@@ -33,6 +32,12 @@ class Llama3Parser:
         self._may_begin = True  # here a call may begin
         self._reader: CallReader | None = None
         self._num_calls = 0
+
+    @property
+    def steady(self) -> Steady | None:
+        if self._reader is not None or self._may_begin or self._rest or not self._gate.is_open:
+            return None
+        return Steady(Content, _TAG.first)
 
     def feed(self, text: str) -> list[Event]:
         self._rest += text

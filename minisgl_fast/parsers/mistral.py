@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 
 from minisgl_fast.parsers.call_json import CallReader
-from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Event
+from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Steady
 from minisgl_fast.parsers.scan import MAX_HEAD, ContentGate, Tags, ValueScanner, split_white
 
 TAG = "[TOOL_CALLS]"
@@ -28,7 +28,6 @@ class MistralParser:
     """Calls in one answer's content."""
 
     openers = (TAG,)
-    is_plain = False
 
     def __init__(self) -> None:
         self._gate = ContentGate()
@@ -39,6 +38,12 @@ class MistralParser:
         self._scanner: ValueScanner | None = None
         self._is_in_array = False
         self._num_calls = 0
+
+    @property
+    def steady(self) -> Steady | None:
+        if self._step != self._read_text or self._rest or not self._gate.is_open:
+            return None
+        return Steady(Content, _TAG.first)
 
     def feed(self, text: str) -> list[Event]:
         self._rest += text

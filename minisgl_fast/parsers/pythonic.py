@@ -15,7 +15,14 @@ import warnings
 from collections.abc import Container
 from typing import Any
 
-from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Event
+from minisgl_fast.parsers.events import (
+    PLAIN,
+    CallArguments,
+    CallEnd,
+    CallStart,
+    Event,
+    Steady,
+)
 from minisgl_fast.parsers.scan import MAX_HEAD, ContentGate, Tags, split_white
 
 START = "<|python_start|>"
@@ -34,7 +41,6 @@ class PythonicParser:
     """Calls in one answer's content."""
 
     openers = (START,)
-    is_plain = False
 
     def __init__(self, names: Container[str]) -> None:
         """``names``: the tools of the request."""
@@ -48,6 +54,11 @@ class PythonicParser:
         self._depth = 0
         self._quote = ""
         self._num_calls = 0
+
+    @property
+    def steady(self) -> Steady | None:
+        is_text = self._step == self._read_text and not self._rest and self._gate.is_open
+        return PLAIN if is_text else None
 
     def feed(self, text: str) -> list[Event]:
         self._rest += text

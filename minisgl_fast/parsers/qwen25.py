@@ -9,7 +9,7 @@ between and behind calls is content.
 from __future__ import annotations
 
 from minisgl_fast.parsers.call_json import CallReader
-from minisgl_fast.parsers.events import Event
+from minisgl_fast.parsers.events import Content, Event, Steady
 from minisgl_fast.parsers.scan import ContentGate, Tags, split_white
 
 START = "<tool_call>"
@@ -22,7 +22,6 @@ class Qwen25Parser:
     """Calls in one answer's content."""
 
     openers = (START,)
-    is_plain = False
 
     def __init__(self) -> None:
         self._gate = ContentGate()
@@ -30,6 +29,12 @@ class Qwen25Parser:
         self._reader: CallReader | None = None
         self._num_calls = 0
         self._is_behind_call = False  # an end tag may come
+
+    @property
+    def steady(self) -> Steady | None:
+        if self._reader is not None or self._is_behind_call or self._rest or not self._gate.is_open:
+            return None
+        return Steady(Content, _START.first)
 
     def feed(self, text: str) -> list[Event]:
         self._rest += text

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Event
+from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Steady
 from minisgl_fast.parsers.scan import (
     MAX_HEAD,
     WHITE_SPACE,
@@ -47,7 +47,6 @@ class Qwen3CoderParser:
     """Calls in one answer's content."""
 
     openers = (START, FUNCTION)
-    is_plain = False
 
     def __init__(self, schemas: Schemas) -> None:
         """``schemas``: JSON schema of the arguments, for every tool."""
@@ -62,6 +61,12 @@ class Qwen3CoderParser:
         self._types: frozenset[str] = frozenset()
         self._value: list[str] = []
         self._is_first = False  # the value's first character is to come
+
+    @property
+    def steady(self) -> Steady | None:
+        if self._step != self._read_text or self._rest or not self._gate.is_open:
+            return None
+        return Steady(Content, _OPENERS.first)
 
     def feed(self, text: str) -> list[Event]:
         self._rest += text

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minisgl_fast.parsers.events import Content, Event, Reasoning
+from minisgl_fast.parsers.events import PLAIN, Content, Event, Reasoning, Steady
 from minisgl_fast.parsers.scan import split_white, tags
 
 
@@ -57,8 +57,11 @@ class ReasoningParser:
         self._unsent: list[str] = []  # reasoning that waits for its end
 
     @property
-    def is_plain(self) -> bool:
-        return self._state == "content"
+    def steady(self) -> Steady | None:
+        if self._state == "content":
+            return PLAIN
+        is_open = self._state == "reasoning" and not self._rest and self._stream
+        return Steady(Reasoning, self._ends.first) if is_open else None
 
     def feed(self, text: str) -> list[Event]:
         if self._state == "content":

@@ -30,6 +30,7 @@ class Tags:
         self._whole = re.compile("|".join(map(re.escape, longest_first)))
         self._cut = re.compile(rf"(?:{'|'.join(map(re.escape, sorted(beginnings)))})\Z")
         self._longest = len(longest_first[0])
+        self.first = "".join({tag[0]: None for tag in longest_first})  # characters of the tags
 
     def find(self, text: str) -> tuple[int, str] | None:
         """The first tag in the text and its position, the longest of those at one position."""
@@ -72,6 +73,11 @@ class ContentGate:
         self._held = ""
         self._is_holding = True
         self._after_call = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all text goes through."""
+        return not self._is_holding
 
     def text(self, text: str) -> list[Event]:
         """Content, or nothing yet."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minisgl_fast.parsers.events import Content, Event, Parser, ToolParser
+from minisgl_fast.parsers.events import PLAIN, Content, Event, Parser, Steady, ToolParser
 from minisgl_fast.parsers.gpt_oss import ENDS, MESSAGE, STARTS, GptOssParser
 from minisgl_fast.parsers.llama3 import TAG as LLAMA3_TAG
 from minisgl_fast.parsers.llama3 import Llama3Parser
@@ -82,10 +82,11 @@ class Formats:
         )  # fmt: skip
 
     @property
-    def reasoning_end(self) -> str | None:
-        """The tag that ends a reasoning."""
+    def reasoning_ends(self) -> tuple[str, ...]:
+        """The tag that ends a reasoning, and the markup of a call that does so too; empty where a
+        reasoning has no end of its own."""
         form = FORMATS.get(self.reasoning or "")
-        return form.end if form else None
+        return (form.end, *_MARKS.get(self.tools or "", ())[:1]) if form else ()
 
     def parser(
         self,
@@ -130,8 +131,9 @@ class _Chain:
         self._tools = tools
 
     @property
-    def is_plain(self) -> bool:
-        return self._tools is None and self._reasoning.is_plain
+    def steady(self) -> Steady | None:
+        steady = self._reasoning.steady
+        return self._tools.steady if steady == PLAIN and self._tools is not None else steady
 
     def feed(self, text: str) -> list[Event]:
         return self._pass_on(self._reasoning.feed(text))

@@ -32,10 +32,19 @@ cdef class Choice:
     cdef readonly int32_t last_token
     cdef readonly int32_t reason      # RUNNING until the last token is here
     cdef readonly bint include_stop
+    cdef public bint is_parsed        # its text goes through Response.parse_text
+    cdef public int32_t mark_token    # two tokens whose first coming is noted, or -1
+    cdef public int32_t mark_token_2
+    cdef readonly int32_t num_at_mark  # tokens up to and with that one; 0 if it has not come
+    cdef string lane_prefix           # for text of a choice that is parsed, as set_lane says
+    cdef string lane_suffix
+    cdef string lane_bytes
     cdef readonly double last_time    # of the last token; of the submission before the first one
     cdef string prefix
     cdef string suffix
     cdef bint is_dirty
+
+    cdef bint in_lane(self) noexcept
 
 
 cdef class Response:
@@ -55,6 +64,7 @@ cdef class Response:
     cdef int flush(self) except -1
     cdef int _open(self) except -1
     cdef int _write_choice(self, Choice choice) except -1
+    cdef void _write_text(self, Choice choice, const string &prefix, const string &suffix) noexcept
 
 
 cdef class Dispatcher:

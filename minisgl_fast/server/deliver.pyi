@@ -26,6 +26,10 @@ class Choice:
     last_token: int
     reason: int
     include_stop: bool
+    is_parsed: bool
+    mark_token: int
+    mark_token_2: int
+    num_at_mark: int
     last_time: float
     stopped_by_string: bool
     def __init__(
@@ -38,6 +42,7 @@ class Choice:
         include_stop: bool,
         now: float,
     ) -> None: ...
+    def set_lane(self, prefix: bytes, suffix: bytes, watched: bytes) -> None: ...
 
 class Response:
     """One answer under way: its choices, and where their text goes. Subclassed by Session."""
@@ -53,6 +58,7 @@ class Response:
         text_event: Callable[[bytes], bytes] | None = None,
     ) -> None: ...
     def open_stream(self) -> bytes: ...
+    def parse_text(self, choice: Choice, text: bytes) -> bytes: ...
     def close_choice(self, choice: Choice, text: bytes) -> bytes: ...
     def complete(self, events: bytes) -> None: ...
     def fail(self, error: MinisglError) -> None: ...

@@ -9,6 +9,8 @@ Rules:
 - A row whose rid is not open is dropped: its choice has ended here before the engine knew.
 - A choice ends exactly once: by the engine's reason, by a stop string (then the engine is told to
   abort it), or by ``close`` (then nothing more is written for it).
+- A choice whose text is parsed goes through Python, once per write, but for text that the parser
+  would pass on as it is.
 - The token that stopped a generation (eos, stop id) is counted, but shown only on request.
 - One response that fails while it is written is ended and logged; the others go on.
 - One clock reading per frame serves all its tokens.
@@ -21,7 +23,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from cython.operator cimport dereference
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 from libcpp.string cimport string
 
 from minisgl_fast.text.stream cimport TextStream
@@ -77,6 +79,7 @@ cdef class Choice:
         self.suffix = suffix
         self.include_stop = include_stop
         self.last_token = -1
+        self.mark_token = self.mark_token_2 = -1
         self.last_time = now
         response.num_open += 1
 
@@ -84,6 +87,22 @@ cdef class Choice:
     def stopped_by_string(self):
         """Whether a stop string ended it; ``text.matched`` is the string's index."""
         return self.reason == STOP_STRING
+
+    def set_lane(self, bytes prefix not None, bytes suffix not None, bytes watched not None):
+        """For a choice that is parsed: text without these bytes is an event between the two, as
+        if it were plain. No bytes at all: there is no such text."""
+        self.lane_prefix = prefix
+        self.lane_suffix = suffix
+        self.lane_bytes = watched
+
+    cdef bint in_lane(self) noexcept:
+        """Whether the ready text is such text."""
+        cdef const string *pending = &self.text.pending
+        cdef size_t i
+        for i in range(self.lane_bytes.size()):
+            if memchr(pending.data(), self.lane_bytes[i], pending.size()) != NULL:
+                return False
+        return self.lane_bytes.size() > 0
 
 
 cdef class Response:
@@ -101,8 +120,18 @@ cdef class Response:
         """Called before the first event: sends the head, returns the events that come first."""
         raise TypeError("a streaming Response must have open_stream")
 
+    def parse_text(self, Choice choice, bytes text):
+        """Called with the UTF-8 text of a choice that ``is_parsed``; returns the events it makes.
+
+        From where it sets ``is_parsed`` to False, text is written as that of any other choice.
+        """
+        raise TypeError("a Response with parsed choices must have parse_text")
+
     def close_choice(self, Choice choice, bytes text):
-        """Called when a choice is complete; returns its last events (``text`` not yet written)."""
+        """Called when a choice is complete; returns its last events (``text`` not yet written).
+
+        ``text`` is JSON-escaped, but for a choice that ``is_parsed`` and with ``text_event``.
+        """
         raise TypeError("a Response must have close_choice")
 
     def complete(self, bytes events):
@@ -155,26 +184,40 @@ cdef class Response:
 
     cdef int _write_choice(self, Choice choice) except -1:
         """Append the events of a marked choice to ``out``."""
-        cdef size_t start
-        cdef size_t after_prefix
         if choice.reason != RUNNING:
             self.num_open -= 1
-            text = choice.text.take_json() if self.text_event is None else choice.text.take()
-            _append(self.out, self.close_choice(choice, text))
-        elif self.text_event is None:
-            start = self.out.size()
-            self.out.append(choice.prefix)
-            after_prefix = self.out.size()
-            choice.text.drain(self.out, True)
-            if self.out.size() == after_prefix:
-                self.out.resize(start)
+            if self.text_event is None and not choice.is_parsed:
+                text = choice.text.take_json()
             else:
-                self.out.append(choice.suffix)
+                text = choice.text.take()
+            _append(self.out, self.close_choice(choice, text))
+        elif choice.is_parsed:
+            if choice.in_lane():
+                self._write_text(choice, choice.lane_prefix, choice.lane_suffix)
+            else:
+                text = choice.text.take()
+                if text:
+                    _append(self.out, self.parse_text(choice, text))
+        elif self.text_event is None:
+            self._write_text(choice, choice.prefix, choice.suffix)
         else:
             text = choice.text.take()
             if text:
                 _append(self.out, self.text_event(text))
         return 0
+
+    cdef void _write_text(
+        self, Choice choice, const string &prefix, const string &suffix
+    ) noexcept:
+        """Append the ready text as one event, nothing if there is none."""
+        cdef size_t start = self.out.size()
+        self.out.append(prefix)
+        cdef size_t after_prefix = self.out.size()
+        choice.text.drain(self.out, True)
+        if self.out.size() == after_prefix:
+            self.out.resize(start)
+        else:
+            self.out.append(suffix)
 
 
 cdef class Dispatcher:
@@ -273,6 +316,9 @@ cdef class Dispatcher:
             choice.last_time = now
             choice.last_token = token
             choice.num_tokens += 1
+            if token == choice.mark_token or token == choice.mark_token_2:
+                if not choice.num_at_mark:
+                    choice.num_at_mark = choice.num_tokens
             self.num_generated += 1
             if choice.include_stop or not (reason == EOS or reason == STOP_TOKEN):
                 choice.text.push(token)

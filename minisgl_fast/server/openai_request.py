@@ -19,6 +19,13 @@ import orjson
 
 from minisgl_fast.errors import RequestError
 from minisgl_fast.params import SamplingParams
+from minisgl_fast.server.chat_fields import (
+    ReasoningOptions,
+    ToolCall,
+    check_tools,
+    template_kwargs,
+)
+from minisgl_fast.server.refused import check_refused, unsupported
 
 MAX_JSON_DEPTH = 64
 MAX_MESSAGES = 4096
@@ -94,9 +101,10 @@ class Message(msgspec.Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChatRequest(SamplingFields, kw_only=True):
@@ -107,6 +115,23 @@ class ChatRequest(SamplingFields, kw_only=True):
     max_completion_tokens: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | float | None = None
+    reasoning: ReasoningOptions | None = None
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model gets to see."""
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        return template_kwargs(self.chat_template_kwargs, self.reasoning_effort, self.reasoning)
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -125,69 +150,21 @@ Prompt: TypeAlias = str | list[int]
 Body: TypeAlias = dict[str, Any]
 Request = TypeVar("Request", bound=SamplingFields)
 
-# Fields that ask for something this server does not do, with the values that ask for nothing.
-_REFUSED: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "prompt_logprobs": (),
-    "logprob_token_ids": (),
-    "return_logprob": (False,),
-    "return_hidden_states": (False,),
-    "return_token_ids": (False,),
-    "return_prompt_token_ids": (False,),
-    "return_routed_experts": (False,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "reasoning": (),
-    "reasoning_effort": (),
-    "separate_reasoning": (False,),
-    "include_reasoning": (False,),
-    "thinking_token_budget": (),
-    "stop_regex": (),
-    "no_stop_trim": (False,),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "chat_template": (),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "input_ids": (),
-    "input_embeds": (),
-    "prompt_embeds": (),
-    "text": (),
-    "sampling_params": (),
-    "suffix": ("",),
-    "best_of": (1,),
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "bad_words": ([],),
-    "allowed_token_ids": ([],),
-    "truncate_prompt_tokens": (),
-    "lora_path": (),
-    "custom_logit_processor": (),
-}
-
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """The checked request and its messages as they came, for the template."""
     request, fields = _parse(body, ChatRequest)
     if bool(fields.get("echo")):
-        raise _unsupported("echo")
+        raise unsupported("echo")
+    try:
+        check_tools(request.tools, request.tool_choice)
+    except msgspec.ValidationError as error:
+        raise _type_error(str(error)) from None
     if request.messages is None:
         if request.prompt is None:
             raise RequestError("Missing required field: messages.", param="messages")
+        if request.tools:
+            raise RequestError("tools need messages, a prompt cannot have them.", param="tools")
         return request, []
     if request.prompt is not None:
         raise RequestError("Give either messages or prompt, not both.", param="prompt")
@@ -283,11 +260,7 @@ def _parse(body: bytes, shape: type[Request]) -> tuple[Request, Body]:
 
 
 def _check_common(request: SamplingFields, fields: Body) -> None:
-    for name in fields.keys() & _REFUSED.keys():
-        value = fields[name]
-        harmless = any(value == ok and type(value) is type(ok) for ok in _REFUSED[name])
-        if value is not None and not harmless:
-            raise _unsupported(name)
+    check_refused(fields, is_chat=isinstance(request, ChatRequest))
     if not 1 <= request.num_choices <= MAX_N:
         raise RequestError(f"n must be in [1, {MAX_N}], got {request.n}.", param="n")
     if request.stream_options is not None and not request.stream:
@@ -382,7 +355,3 @@ def _type_error(text: str) -> RequestError:
         return RequestError(f"Missing required field: {param}.", param=param)
     what = what.replace("`", "")[:MAX_MESSAGE_CHARACTERS]
     return RequestError(f"{param}: {what}.", param=param or None)
-
-
-def _unsupported(name: str) -> RequestError:
-    return RequestError(f"This server does not support {name} yet.", param=name)

@@ -29,11 +29,12 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int | None = None  # None where nothing tells reasoning from content
 
     def to_json(self) -> bytes:
-        return (
+        usage = (
             b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-            b'"prompt_tokens_details":{"cached_tokens":%d}}'
+            b'"prompt_tokens_details":{"cached_tokens":%d}'
             % (
                 self.prompt_tokens,
                 self.completion_tokens,
@@ -41,16 +42,23 @@ class Usage:
                 self.cached_tokens,
             )
         )
+        if self.reasoning_tokens is not None:
+            usage += b',"completion_tokens_details":{"reasoning_tokens":%d}' % self.reasoning_tokens
+        return usage + b"}"
 
 
 @dataclass(slots=True)
 class Answer:
-    """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id."""
+    """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id.
+
+    ``message``: the whole message in JSON, where the text is not all of it.
+    """
 
     index: int
     text: bytes
     finish_reason: str
     matched: str | int | None
+    message: bytes = b""
 
     def end(self) -> bytes:
         """The keys behind the text of a finished choice."""
@@ -127,11 +135,17 @@ class ChatFormat(_OpenAIFormat):
     def suffix(self, index: int) -> bytes:
         return b'"},"logprobs":null,"finish_reason":null}' + self._tail
 
-    def opening(self, index: int) -> bytes:
-        return (
-            b'%b{"index":%d,"delta":{"role":"assistant","content":""},'
-            b'"logprobs":null,"finish_reason":null}%b' % (self._head, index, self._tail)
+    def delta(self, index: int, fields: bytes) -> bytes:
+        """An event with these fields of a delta, in JSON."""
+        return b'%b{"index":%d,"delta":{%b},"logprobs":null,"finish_reason":null}%b' % (
+            self._head,
+            index,
+            fields,
+            self._tail,
         )
+
+    def opening(self, index: int) -> bytes:
+        return self.delta(index, b'"role":"assistant","content":""')
 
     def closing(self, answer: Answer) -> bytes:
         index = answer.index
@@ -145,8 +159,13 @@ class ChatFormat(_OpenAIFormat):
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         choices = (
-            b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null},'
-            b'"logprobs":null,%b}' % (answer.index, answer.text, answer.end())
+            b'{"index":%d,"message":%b,"logprobs":null,%b}'
+            % (
+                answer.index,
+                answer.message
+                or b'{"role":"assistant","content":"%b","refusal":null}' % answer.text,
+                answer.end(),
+            )
             for answer in answers
         )
         return self.whole(choices, usage)

@@ -15,7 +15,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import unquote
 
 import orjson
@@ -23,6 +24,8 @@ import orjson
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, ModelError, RequestError, UnknownModelError
 from minisgl_fast.params import SamplingParams
+from minisgl_fast.parsers.select import Formats
+from minisgl_fast.server.chat_output import ChatOutputs, OutputMaker
 from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http_rules import HttpRequest
@@ -80,6 +83,7 @@ class _Task:
     received: float
     stream: bool
     echo: bool = False
+    output: OutputMaker | None = None
 
 
 class Api:
@@ -94,6 +98,10 @@ class Api:
         self._config = config
         self._frontend = frontend
         self._tokenizer = frontend.tokenizer
+        formats = Formats.choose(
+            config.reasoning_parser, config.tool_call_parser, frontend.template.source
+        )
+        self._outputs = ChatOutputs(formats, frontend.tokenizer)
         self.metrics = Metrics(frontend)
         self.model_name = config.served_model_name or config.model
         self._model_names = {None, "", "default", self.model_name}
@@ -136,14 +144,19 @@ class Api:
                 name = "max_completion_tokens"
                 raise RequestError(error.message.replace("max_tokens", name), param=name) from error
             raise
+        self._outputs.check(body)
         if messages:
             prompt = self._frontend.template.render(
                 messages,
+                body.offered_tools or None,
                 add_generation_prompt=body.add_generation_prompt is not False,
-                chat_template_kwargs=body.chat_template_kwargs,
+                chat_template_kwargs=body.template_kwargs,
             )
         else:
             prompt = body.prompt or ""
+        output = self._outputs.choose(body, prompt)
+        if output is not None and self._outputs.keeps_special:
+            params = replace(params, skip_special_tokens=False)
         self._start(
             _Task(
                 route=CHAT,
@@ -158,6 +171,7 @@ class Api:
                 add_special_tokens=not messages,
                 received=received,
                 stream=bool(body.stream),
+                output=output,
             )
         )
 
@@ -281,14 +295,19 @@ class Api:
                 raise RequestError(
                     f"{task.param} must hold token ids in [0, {vocab_size - 1}].", param=task.param
                 )
+        form = self._format(task, prompts)
+        output = None
+        if task.output is not None and isinstance(form, ChatFormat):
+            output = partial(task.output, form)
         session = Session(
             frontend,
             self.metrics,
             task.exchange,
-            self._format(task, prompts),
+            form,
             route=task.route,
             stream=task.stream,
             received=task.received,
+            output=output,
         )
         session.start(
             Generation(prompts, limits, task.params, task.body.num_choices, cache_salt(task.body))

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minisgl_fast.errors import EngineError, MinisglError
 from minisgl_fast.params import SamplingParams
+from minisgl_fast.server.chat_output import ChatOutput
 from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.errors_json import error_body
 from minisgl_fast.server.exchange import Exchange
@@ -62,8 +63,10 @@ class Session(Response):
         route: str,
         stream: bool,
         received: float,
+        output: Callable[[int], ChatOutput] | None = None,
     ) -> None:
-        """``received``: when the request arrived, by time.perf_counter()."""
+        """``received``: when the request arrived, by time.perf_counter(). ``output``: makes what
+        takes a choice's text apart, None where all of it is content."""
         super().__init__(exchange, stream, form.text_event if stream else None)
         self._frontend = frontend
         self._metrics = metrics
@@ -73,7 +76,9 @@ class Session(Response):
         self._received = received
         self._choices: list[Choice] = []
         self._answers: list[Answer | None] = []
-        self._usage = Usage()
+        self._make_output = output
+        self._outputs: list[ChatOutput] = []
+        self._usage = Usage(reasoning_tokens=None if output is None else 0)
 
     def start(self, generation: Generation) -> None:
         """Send every choice to the engine. OverloadedError if they do not all fit the queue."""
@@ -109,6 +114,13 @@ class Session(Response):
         self._exchange.start_stream()
         return b"".join(map(self._form.opening, range(len(self._answers))))
 
+    def parse_text(self, choice: Choice, text: bytes) -> bytes:
+        output = self._outputs[choice.index]
+        events = output.feed(text)
+        choice.is_parsed = not output.is_plain
+        choice.set_lane(*output.lane())
+        return events
+
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
         if choice.reason == FinishReason.ERROR:
             raise EngineError("The engine could not compute this request.")
@@ -125,7 +137,8 @@ class Session(Response):
             self._usage.cached_tokens += choice.num_cached
         answer = Answer(choice.index, text, reason, matched)
         self._answers[choice.index] = answer
-        return self._form.closing(answer) if self.streaming else b""
+        events = self._close_output(choice, answer) if self._outputs else b""
+        return events + self._form.closing(answer) if self.streaming else b""
 
     def complete(self, events: bytes) -> None:
         answers = [answer for answer in self._answers if answer is not None]
@@ -161,7 +174,7 @@ class Session(Response):
             params.skip_special_tokens,
             params.min_tokens,
         )
-        return Choice(
+        choice = Choice(
             self,
             index,
             text,
@@ -170,6 +183,29 @@ class Session(Response):
             params.include_stop_str_in_output,
             self._received,
         )
+        if self._make_output is not None:
+            output = self._make_output(index)
+            self._outputs.append(output)
+            choice.is_parsed = True
+            choice.mark_token, choice.mark_token_2 = output.end_tokens
+        return choice
+
+    def _close_output(self, choice: Choice, answer: Answer) -> bytes:
+        """Finish what takes the text apart; gives its last events and changes the answer."""
+        output = self._outputs[choice.index]
+        events = b""
+        if choice.is_parsed:
+            events = output.finish(answer.text)
+            answer.text = b""
+            if not self.streaming:
+                answer.message = output.message()
+        answer.finish_reason = output.finish_reason(answer.finish_reason)
+        self._usage.reasoning_tokens = (
+            self._usage.reasoning_tokens or 0
+        ) + output.num_reasoning_tokens(
+            choice.num_tokens, choice.num_at_mark, self._frontend.tokenizer.encode
+        )
+        return events
 
     def _answer_without_engine(self) -> None:
         self.ended = True
@@ -196,3 +232,4 @@ class Session(Response):
         self._exchange.on_disconnect = None
         self._exchange.on_resume = None
         self._choices = []
+        self._outputs = []

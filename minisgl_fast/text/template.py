@@ -5,7 +5,9 @@ Rules:
 - The template is the operator's, the messages are the client's: what goes wrong while rendering is
   a RequestError(param="messages"); the number of messages and the length of the text are bounded.
 - Templates ignore what they do not know, silently. So before rendering: text parts become one
-  string, role ``developer`` becomes ``system``, and content null becomes "".
+  string, role ``developer`` becomes ``system``, content null becomes "", ``reasoning`` is
+  ``reasoning_content``, and the arguments of tool calls take the form that the template writes
+  without escapes (tool_history.py).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from jinja2.utils import Namespace
 
 from minisgl_fast.errors import ModelError, RequestError
 from minisgl_fast.text.tokenizer_config import load_tokenizer_config
+from minisgl_fast.text.tool_history import PROBE, PROBE_ARGUMENTS, with_arguments
 
 MAX_MESSAGES = 4096  # rendering takes some 15 us a message, on the event loop
 MAX_CHARACTERS = 64 * 2**20  # of the rendered text
@@ -43,6 +46,8 @@ class ChatTemplate:
         """``sources``: jinja texts by name, maybe none. ModelError if one does not compile."""
         self._templates = {name: _compile(name, source) for name, source in sources.items()}
         self._special_tokens = dict(special_tokens or {})
+        self._takes_text: dict[str, bool] = {}  # arguments, by the template's name
+        self.source = "\n".join(sources.values())
 
     @classmethod
     def load(cls, path: str | Path, override: str | None = None) -> ChatTemplate:
@@ -71,9 +76,8 @@ class ChatTemplate:
         ``chat_template_kwargs``: the client's own variables, such as ``enable_thinking``.
         RequestError(param="messages") if the template cannot render the messages.
         """
-        template = self._templates.get("default")
-        if tools and "tool_use" in self._templates:
-            template = self._templates["tool_use"]
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        template = self._templates.get(name)
         if template is None:
             raise RequestError(
                 "This model has no chat template. Use /v1/completions, or start the server with "
@@ -92,15 +96,30 @@ class ChatTemplate:
                 f"chat_template_kwargs must not hold {sorted(reserved)[0]!r}.",
                 param="chat_template_kwargs",
             )
+        plain = [_plain(index, message) for index, message in enumerate(messages)]
+        if any("tool_calls" in message for message in plain):
+            as_text = self._takes_text_arguments(name, template)
+            plain = [with_arguments(i, message, as_text) for i, message in enumerate(plain)]
         variables = {
             **self._special_tokens,
             **variables,
-            "messages": [_plain(index, message) for index, message in enumerate(messages)],
+            "messages": plain,
             "tools": tools,
             "documents": documents,
             "add_generation_prompt": add_generation_prompt,
         }
         return _render(template, variables)
+
+    def _takes_text_arguments(self, name: str, template: jinja2.Template) -> bool:
+        """Whether the template writes arguments in JSON text as they are; tried out once."""
+        if name not in self._takes_text:
+            variables = {**self._special_tokens, "messages": PROBE, "add_generation_prompt": False}
+            try:
+                rendered = _render(template, {**variables, "tools": None, "documents": None})
+            except RequestError:
+                rendered = ""
+            self._takes_text[name] = PROBE_ARGUMENTS in rendered
+        return self._takes_text[name]
 
 
 def _render(template: jinja2.Template, variables: dict[str, Any]) -> str:
@@ -135,6 +154,10 @@ def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         plain["content"] = ""
     elif isinstance(content, (list, tuple)):
         plain["content"] = "".join(_part_text(index, part) for part in content)
+    if "reasoning" in plain and plain.get("reasoning_content") is None:
+        plain["reasoning_content"] = plain.pop("reasoning")
+    if "tool_calls" in plain and not plain["tool_calls"]:
+        del plain["tool_calls"]  # templates ask whether the key is there
     return plain
 
 

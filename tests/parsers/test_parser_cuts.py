@@ -1,5 +1,6 @@
 """Parsers give the same however the text is cut, and lose nothing."""
 
+import copy
 import random
 
 import pytest
@@ -86,3 +87,22 @@ def test_every_letter_of_the_text_comes_out_but_for_markup(name):
         # A key or a value that is not the call's own may be skipped, never more.
         missing = marked.count("雪") - found.count("雪")
         assert missing <= marked.count('"type"') + marked.count('"n"'), marked
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_steady_text_need_not_be_fed(name):
+    more = "plain 完\n 7"
+    num_steady = 0
+    for text in texts(name, 60):
+        parser = make(name)
+        for char in text:
+            parser.feed(char)
+            steady = parser.steady
+            if steady is not None:
+                num_steady += 1
+                fed = copy.deepcopy(parser)
+                assert fed.feed(more) == [steady.kind(more)]
+                assert fed.steady == steady
+                assert parser.feed("") in ([], [steady.kind("")])
+                parser = fed if num_steady % 2 else parser
+    assert num_steady

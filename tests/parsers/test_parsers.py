@@ -6,11 +6,13 @@ import pytest
 from parser_cases import FORMATS, TOOLS, make, run
 
 from minisgl_fast.parsers.events import (
+    PLAIN,
     CallArguments,
     CallEnd,
     CallStart,
     Content,
     Reasoning,
+    Steady,
     join,
 )
 from minisgl_fast.parsers.select import Formats
@@ -354,13 +356,20 @@ def test_without_tools_a_call_is_text():
 
 def test_a_parser_is_plain_once_only_content_can_follow():
     parser = make("qwen3")
-    assert not parser.is_plain
-    parser.feed("<think>a</think>")
-    assert parser.is_plain
+    assert parser.steady is None
+    parser.feed("<think>a")
+    assert parser.steady == Steady(Reasoning, "<")
+    parser.feed("</think>")
+    assert parser.steady == PLAIN
     parser = make("qwen3")
     parser.feed("Hi")
-    assert parser.is_plain
-    assert not make("qwen3 + qwen25").is_plain
+    assert parser.steady == PLAIN
+    parser = make("qwen3 + qwen25")
+    parser.feed("Hi")
+    assert parser.steady == Steady(Content, "<")
+    parser = make("pythonic")
+    parser.feed("[add()] Done")
+    assert parser.steady == PLAIN
 
 
 def test_arguments_go_out_as_they_come():

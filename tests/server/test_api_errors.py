@@ -38,7 +38,7 @@ TABLE = [
     (CHAT, {"messages": []}, 400, "messages", "invalid_value", "messages"),
     (CHAT, {"messages": USER, "temperature": "hot"}, 400, "temperature", "invalid_value", "float"),
     (CHAT, {"messages": USER, "top_p": 1.5}, 400, "top_p", "invalid_value", "(0, 1]"),
-    (CHAT, {"messages": USER, "tools": [{}]}, 400, "tools", "invalid_value", "tools"),
+    (CHAT, {"messages": USER, "tools": [{}]}, 400, "tools[0].type", "invalid_value", "tools"),
     (CHAT, {"messages": USER, "max_tokens": 0}, 400, "max_tokens", "invalid_value", "at least 1"),
     (
         CHAT,

@@ -1,0 +1,145 @@
+"""The chat fields about tools and reasoning: what they may be, and what the template gets of them.
+
+Rules: a tool is a function with a name; what a client offers reaches the template as it came.
+``tool_choice`` none hides the tools from the model. A choice that the server would have to enforce
+(required, a named function) is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from minisgl_fast.errors import RequestError
+
+MAX_TOOLS = 512
+MAX_TOOL_NAME = 256
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
+
+
+class Function(msgspec.Struct):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    type: str
+    function: Function | None = None
+
+
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(msgspec.Struct):
+    """A call of an earlier turn, in an assistant's message."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str | None = None
+
+
+class ReasoningOptions(msgspec.Struct):
+    """``reasoning``, the form of ``reasoning_effort`` that OpenRouter has."""
+
+    effort: str | float | None = None
+    enabled: bool | None = None
+
+
+class _Tools(msgspec.Struct):
+    tools: list[Tool]
+
+
+def check_tools(tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None) -> None:
+    """RequestError if a tool, or ``tool_choice``, is malformed or cannot be honoured.
+
+    msgspec.ValidationError if a field of a tool has the wrong type.
+    """
+    names = set()
+    if tools is not None:
+        if len(tools) > MAX_TOOLS:
+            raise RequestError(
+                f"tools must hold at most {MAX_TOOLS} tools, got {len(tools)}.", param="tools"
+            )
+        for i, tool in enumerate(msgspec.convert({"tools": tools}, _Tools).tools):
+            where = f"tools[{i}]"
+            if tool.type != "function":
+                raise RequestError(
+                    f"{where}.type: {tool.type[:40]!r} is not supported, only function.",
+                    param=f"{where}.type",
+                )
+            if tool.function is None:
+                where += ".function"
+                raise RequestError(f"Missing required field: {where}.", param=where)
+            if not 1 <= len(tool.function.name) <= MAX_TOOL_NAME:
+                where += ".function.name"
+                raise RequestError(
+                    f"{where} must have 1 to {MAX_TOOL_NAME} characters.", param=where
+                )
+            names.add(tool.function.name)
+    if choice not in (None, "none", "auto"):
+        _refuse_choice(choice, names)
+
+
+def _refuse_choice(choice: str | dict[str, Any] | None, names: set[str]) -> None:
+    """A choice that binds the model: say what is wrong with it, or that it is not there yet."""
+    param = "tool_choice"
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str):
+            param = "tool_choice.function.name"
+            raise RequestError(f"Missing required field: {param}.", param=param)
+        if name not in names:
+            raise RequestError(f"Tool {name[:200]!r} not found in tools list.", param=param)
+    elif choice != "required":
+        raise RequestError(
+            "tool_choice must be none, auto, required, or an object of type function.", param=param
+        )
+    elif not names:
+        raise RequestError("tool_choice required needs tools.", param=param)
+    raise RequestError(
+        "This server does not support tool_choice other than none and auto yet.", param=param
+    )
+
+
+def template_kwargs(
+    given: Mapping[str, Any] | None,
+    effort: str | float | None,
+    reasoning: ReasoningOptions | None,
+) -> dict[str, Any]:
+    """The template's variables: the client's own, then what the effort means for templates.
+
+    Effort none turns thinking off, by both names that templates have for it; any other is the
+    variable ``reasoning_effort``, for templates that know one.
+    """
+    param = "reasoning_effort"
+    thinks = None
+    if reasoning is not None:
+        thinks = reasoning.enabled
+        if effort is None and reasoning.effort is not None:
+            effort, param = reasoning.effort, "reasoning.effort"
+    kwargs = dict(given or {})
+    if effort == "none":
+        thinks = False
+    elif effort is not None:
+        _check_effort(effort, param)
+        kwargs.setdefault("reasoning_effort", effort)
+    if thinks is not None:
+        kwargs.setdefault("enable_thinking", thinks)
+        kwargs.setdefault("thinking", thinks)
+    return kwargs
+
+
+def _check_effort(effort: str | float, param: str) -> None:
+    known = effort in REASONING_EFFORTS if isinstance(effort, str) else 0 <= effort <= 0.99
+    if not known:
+        raise RequestError(
+            f"{param} must be one of {', '.join(REASONING_EFFORTS)}, or a number in [0, 0.99].",
+            param=param,
+        )
