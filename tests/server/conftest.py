@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import uvloop
-from fake_engine import EOS, FakeEngine
+from fake_engine import ANSWER, EOS, MODEL, FakeEngine
 
 from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import Config
@@ -23,20 +22,9 @@ from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 
 QWEN3 = Path(__file__).parents[1] / "data" / "qwen3-tokenizer"
-MODEL = "Qwen/Qwen3-0.6B"
 DEFAULTS = SimpleNamespace(
     temperature=0.6, top_p=0.95, top_k=20, min_p=None, repetition_penalty=None
 )
-# Emoji and Chinese are cut inside characters by their tokens.
-ANSWER = 'The capital of France is Paris 🥐🗼.\nIt says "bonjour" 你好鑫 \\ Jürgen'
-
-
-def eventually(condition, timeout_s=5.0):
-    """Wait until a condition on another thread's objects holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 @dataclass

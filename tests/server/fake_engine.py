@@ -8,11 +8,25 @@ and step.
 import asyncio
 import json
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.wire import AddFlag, FinishReason, FrameKind, pack_step
+
+MODEL = "Qwen/Qwen3-0.6B"
+# Emoji and Chinese are cut inside characters by their tokens.
+ANSWER = 'The capital of France is Paris 🥐🗼.\nIt says "bonjour" 你好鑫 \\ Jürgen'
+
+
+def eventually(condition, timeout_s=5.0):
+    """Wait until a condition on another thread's objects holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
 
 ADD_HEADER = struct.Struct("<IIQQ6f4i3I")
 EOS = 151645  # <|im_end|> of Qwen3

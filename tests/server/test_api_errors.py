@@ -4,8 +4,7 @@ import http.client
 import json
 
 import pytest
-from conftest import MODEL, eventually
-from fake_engine import FACTS
+from fake_engine import FACTS, MODEL, eventually
 
 from minisgl_fast.wire import FinishReason, FrameKind
 

@@ -5,8 +5,7 @@ import re
 
 import openai
 import pytest
-from conftest import MODEL, eventually
-from fake_engine import EOS
+from fake_engine import EOS, MODEL, eventually
 from test_api_errors import CHAT, COMPLETIONS, request
 
 from minisgl_fast.config import Config

@@ -4,7 +4,7 @@ import asyncio
 
 import openai
 import pytest
-from conftest import ANSWER, MODEL, eventually
+from fake_engine import ANSWER, MODEL, eventually
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 

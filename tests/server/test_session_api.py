@@ -7,8 +7,7 @@ import struct
 from types import SimpleNamespace
 
 import pytest
-from conftest import ANSWER, MODEL, eventually
-from fake_engine import FACTS
+from fake_engine import ANSWER, FACTS, MODEL, eventually
 from test_api_errors import CHAT, COMPLETIONS, USER, request
 
 from minisgl_fast.config import Config
