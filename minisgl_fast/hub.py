@@ -275,7 +275,9 @@ def _cached_modelscope(
         raise ConfigError(
             f"{endpoint} cannot be reached and {model} is not in the cache; {_NETWORK_HINT}."
         ) from error
-    if _missing_file(folder, wanted is WANTED_FILES) is not None or any(folder.glob("*.incomplete")):
+    if _missing_file(folder, wanted is WANTED_FILES) is not None or any(
+        folder.glob("*.incomplete")
+    ):
         raise ConfigError(
             f"{endpoint} cannot be reached and the cached copy of {model} is incomplete; "
             f"{_NETWORK_HINT} to finish the download."
