@@ -3,7 +3,7 @@
 A frame is ``u32 length, u8 kind, payload``, little-endian; length counts kind and payload. Frames
 travel over one AF_UNIX stream socketpair per frontend (channel.py).
 
-    CONFIG    frontend -> engine   JSON {"config", "model_path", "vocab_limit", "eos_ids"}; the first
+    CONFIG    frontend -> engine   JSON {"config", "model_path", "vocab_limit", "eos_ids"}, first
     ADD       frontend -> engine   AddHeader and its arrays (wire.pxd)
     ABORT     frontend -> engine   u32 rid
     PROGRESS  engine -> frontend   JSON {"stage", "done", "total"} while the engine starts
