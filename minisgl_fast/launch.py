@@ -29,6 +29,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
+from minisgl_fast.api.app import Api
 from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ConfigError, OverloadedError
@@ -37,7 +38,6 @@ from minisgl_fast.model.config import GenerationConfig
 from minisgl_fast.progress import ConsoleProgress
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http import JSON, Exchange, HttpLimits, HttpRequest, HttpServer
-from minisgl_fast.server.routes import Api
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import FrameKind

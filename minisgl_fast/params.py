@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from minisgl_fast.errors import RequestError
 
@@ -83,6 +84,21 @@ class SamplingParams:
         for token in self.stop_token_ids:
             if not 0 <= token <= MAX_INT32:
                 raise _out_of_range("stop_token_ids", token, "token ids")
+
+
+class SamplingDefaults(Protocol):
+    """What the model's author recommends; None where nothing is said."""
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def min_p(self) -> float | None: ...
+    @property
+    def repetition_penalty(self) -> float | None: ...
 
 
 def _check_float(

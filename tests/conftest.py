@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_folder import make_tiny_model
 
+pytest_plugins = ["api_server"]
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:

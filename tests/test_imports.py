@@ -19,6 +19,7 @@ RULES = {
     },
     "minisgl_fast.channel": {"torch", "cupy", "numpy", *HTTP, *TEXT},
     "minisgl_fast.launch": {"torch", "cupy", "minisgl_fast.engine", "minisgl_fast.sched"},
+    "minisgl_fast.api.app": {"torch", "cupy", "numpy", "minisgl_fast.engine", "minisgl_fast.sched"},
     "minisgl_fast.parsers.select": {"torch", "cupy", "numpy", "msgspec", *HTTP, *TEXT},
     "minisgl_fast.text.tokenizer": {"torch", "cupy", *HTTP},
     "minisgl_fast.sched.scheduler": {"torch", "cupy", "numpy", "minisgl_fast.model", *HTTP, *TEXT},

@@ -397,11 +397,11 @@ def serve_frontend(arguments: argparse.Namespace) -> None:
 
     import uvloop
 
+    from minisgl_fast.api.app import Api
     from minisgl_fast.channel import FrontendChannel
     from minisgl_fast.config import Config
     from minisgl_fast.server.frontend import Frontend
     from minisgl_fast.server.http import HttpServer
-    from minisgl_fast.server.routes import Api
     from minisgl_fast.text.template import ChatTemplate
     from minisgl_fast.text.tokenizer import Tokenizer
 

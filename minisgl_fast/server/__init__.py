@@ -1,1 +1,1 @@
-"""The frontend: HTTP, the OpenAI surface, sessions. Never imports torch."""
+"""The frontend's machinery: HTTP, the token loop, the link to the engine. Never imports torch."""

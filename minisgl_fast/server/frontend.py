@@ -24,9 +24,8 @@ import orjson
 
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
-from minisgl_fast.params import SamplingParams
+from minisgl_fast.params import SamplingDefaults, SamplingParams
 from minisgl_fast.server.deliver import Choice, Dispatcher
-from minisgl_fast.server.openai_request import SamplingDefaults
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import FrameKind, pack_add

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minisgl_fast.server.openai_response import (
+from minisgl_fast.api.openai_response import (
     Answer,
     ChatFormat,
     CompletionFormat,

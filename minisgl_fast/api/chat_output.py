@@ -19,6 +19,8 @@ from typing import TypeAlias
 
 import orjson
 
+from minisgl_fast.api.openai_request import ChatRequest
+from minisgl_fast.api.openai_response import ChatFormat
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.events import (
     PLAIN,
@@ -33,8 +35,6 @@ from minisgl_fast.parsers.events import (
     join,
 )
 from minisgl_fast.parsers.select import Formats
-from minisgl_fast.server.openai_request import ChatRequest
-from minisgl_fast.server.openai_response import ChatFormat
 from minisgl_fast.text.tokenizer import Tokenizer
 
 _LETTERS = string.ascii_letters + string.digits

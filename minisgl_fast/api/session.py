@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from minisgl_fast.api.chat_output import ChatOutput
+from minisgl_fast.api.openai_response import DONE, Answer, ResponseFormat, Usage
 from minisgl_fast.errors import EngineError, MinisglError
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.server.chat_output import ChatOutput
 from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.errors_json import error_body
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
-from minisgl_fast.server.openai_response import DONE, Answer, ResponseFormat, Usage
 from minisgl_fast.wire import FinishReason
 
 _FINISH_REASONS = {
@@ -51,7 +51,7 @@ class Generation:
 
 
 class Session(Response):
-    """One generation request under way; made and started by routes.py."""
+    """One generation request under way; made and started by pipeline.py."""
 
     def __init__(
         self,

@@ -12,20 +12,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import orjson
 
-from minisgl_fast.errors import RequestError
-from minisgl_fast.params import SamplingParams
-from minisgl_fast.server.chat_fields import (
+from minisgl_fast.api.chat_fields import (
     ReasoningOptions,
     ToolCall,
     check_tools,
     template_kwargs,
 )
-from minisgl_fast.server.refused import check_refused, unsupported
+from minisgl_fast.api.refused import check_refused, unsupported
+from minisgl_fast.errors import RequestError
+from minisgl_fast.params import SamplingDefaults, SamplingParams
 
 MAX_JSON_DEPTH = 64
 MAX_MESSAGES = 4096
@@ -35,21 +35,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 # Below this a temperature is greedy: logits divided by it would leave the range of float32.
 LOWEST_TEMPERATURE = 1e-5
 MAX_MESSAGE_CHARACTERS = 300
-
-
-class SamplingDefaults(Protocol):
-    """What the model's author recommends; None where nothing is said."""
-
-    @property
-    def temperature(self) -> float | None: ...
-    @property
-    def top_p(self) -> float | None: ...
-    @property
-    def top_k(self) -> int | None: ...
-    @property
-    def min_p(self) -> float | None: ...
-    @property
-    def repetition_penalty(self) -> float | None: ...
 
 
 class StreamOptions(msgspec.Struct):

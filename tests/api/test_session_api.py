@@ -10,10 +10,10 @@ import pytest
 from fake_engine import ANSWER, FACTS, MODEL, eventually
 from test_api_errors import CHAT, COMPLETIONS, USER, request
 
+from minisgl_fast.api.app import Api
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ModelError
 from minisgl_fast.server.frontend import Frontend
-from minisgl_fast.server.routes import Api
 
 
 def post(server, path, **body):

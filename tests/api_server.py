@@ -1,4 +1,4 @@
-"""A whole frontend on a free port, with a fake engine behind it, in a thread of its own."""
+"""Fixtures: a whole frontend on a free port, before a fake engine, in a thread of its own."""
 
 import asyncio
 import gzip
@@ -13,15 +13,15 @@ import pytest
 import uvloop
 from fake_engine import ANSWER, EOS, MODEL, FakeEngine
 
+from minisgl_fast.api.app import Api
 from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import Config
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http import HttpServer
-from minisgl_fast.server.routes import Api
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 
-QWEN3 = Path(__file__).parents[1] / "data" / "qwen3-tokenizer"
+QWEN3 = Path(__file__).parent / "data" / "qwen3-tokenizer"
 DEFAULTS = SimpleNamespace(
     temperature=0.6, top_p=0.95, top_k=20, min_p=None, repetition_penalty=None
 )

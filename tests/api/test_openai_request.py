@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minisgl_fast.errors import RequestError
-from minisgl_fast.server.chat_fields import MAX_TOOLS
-from minisgl_fast.server.openai_request import (
+from minisgl_fast.api.chat_fields import MAX_TOOLS
+from minisgl_fast.api.openai_request import (
     MAX_JSON_DEPTH,
     MAX_MESSAGES,
     MAX_N,
@@ -19,6 +18,7 @@ from minisgl_fast.server.openai_request import (
     parse_generate,
     sampling_params,
 )
+from minisgl_fast.errors import RequestError
 
 USER = [{"role": "user", "content": "Hi"}]
 DEFAULTS = SimpleNamespace(

@@ -1,0 +1,1 @@
+"""What clients say and hear: bodies in, answers out, one file per surface. Never imports torch."""

@@ -1,0 +1,87 @@
+"""What the server tells about itself: models, health, metrics."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import unquote
+
+import orjson
+
+from minisgl_fast.api.openai_response import model_card, model_list
+from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.server.exchange import JSON, Exchange
+from minisgl_fast.server.http_rules import HttpRequest
+from minisgl_fast.server.metrics import METRICS_TEXT, Metrics
+from minisgl_fast.server.router import Routes
+
+MODELS = "/v1/models"
+
+
+class Info:
+    """The routes that only answer from what this process knows."""
+
+    def __init__(self, pipeline: Pipeline, metrics: Metrics) -> None:
+        self._pipeline = pipeline
+        self._frontend = pipeline.frontend
+        self._metrics = metrics
+        self._created = int(time.time())
+
+    @property
+    def routes(self) -> Routes:
+        return {
+            ("GET", MODELS): self.models,
+            ("GET", f"{MODELS}/*"): self.model,
+            ("GET", "/v1"): self.root,
+            ("POST", "/v1"): self.root,
+            ("GET", "/health"): self.health,
+            ("GET", "/ready"): self.ready,
+            ("GET", "/metrics"): self.scrape,
+        }
+
+    def models(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._answer(request, exchange, 200, model_list(*self._card()))
+
+    def model(self, request: HttpRequest, exchange: Exchange) -> None:
+        name = unquote(request.path[len(MODELS) + 1 :])
+        self._pipeline.check_model(name)
+        self._answer(request, exchange, 200, model_card(*self._card()))
+
+    def root(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._answer(request, exchange, 200, b'{"status":"ok"}')
+
+    def health(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Whether the process does its work; a server that drains is healthy."""
+        state = self._frontend.state
+        self._answer_state(request, exchange, 200 if state in ("ready", "draining") else 503)
+
+    def ready(self, request: HttpRequest, exchange: Exchange) -> None:
+        """Whether new requests are welcome."""
+        self._answer_state(request, exchange, 200 if self._frontend.state == "ready" else 503)
+
+    def scrape(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._answer(request, exchange, 200, self._metrics.render(), METRICS_TEXT)
+
+    def _card(self) -> tuple[str, str, int, int | None]:
+        facts = self._frontend.facts
+        limit = facts.max_model_len if facts else None
+        return self._pipeline.model_name, self._pipeline.config.model, self._created, limit
+
+    def _answer_state(self, request: HttpRequest, exchange: Exchange, status: int) -> None:
+        frontend = self._frontend
+        body: dict[str, str | float] = {"state": frontend.state}
+        if frontend.state == "loading":
+            body["stage"] = frontend.stage
+            body["progress"] = round(frontend.progress, 3)
+        self._answer(request, exchange, status, orjson.dumps(body))
+
+    def _answer(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        status: int,
+        body: bytes,
+        content_type: bytes = JSON,
+    ) -> None:
+        exchange.respond(status, body, content_type)
+        route = f"{MODELS}/*" if request.path.startswith(f"{MODELS}/") else request.path
+        self._metrics.count_request(route, status)

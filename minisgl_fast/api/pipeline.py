@@ -1,0 +1,177 @@
+"""Pipeline: what every generating route does with a request once its body is parsed.
+
+A route admits the request, parses its body, and hands over a ``Task``; here its prompts are
+encoded, its lengths checked, and its session started.
+
+Order of checks, all before the first byte of an answer: service (loading, draining, queue full),
+content type, JSON, types, ranges, model name, template and encoding, context length, room in the
+queue. Errors are raised as MinisglError; app.py answers them.
+
+Rules: text that is long to encode is encoded in the tokenizer's pool while the loop goes on;
+everything else runs in the call that the HTTP connection makes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from minisgl_fast.api.chat_output import ChatOutput
+from minisgl_fast.api.openai_request import (
+    Prompt,
+    SamplingFields,
+    cache_salt,
+    check_token_ids,
+    sampling_params,
+)
+from minisgl_fast.api.openai_response import ResponseFormat
+from minisgl_fast.api.session import Generation, Session
+from minisgl_fast.config import Config
+from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
+from minisgl_fast.params import SamplingParams
+from minisgl_fast.server.exchange import Exchange
+from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.server.http_rules import HttpRequest
+from minisgl_fast.server.metrics import Metrics
+from minisgl_fast.text.tokenizer import MAX_INLINE_CHARACTERS
+
+log = logging.getLogger("minisgl_fast.api")
+
+
+@dataclass(slots=True)
+class Task:
+    """A checked request on its way to a session.
+
+    ``make_format`` gets the encoded prompts and makes what writes the answer. ``max_tokens`` is the
+    client's, None if it gave none; then ``default_max_tokens`` holds, cut to what the context
+    leaves (None fills it). ``param`` names the prompt's field. ``output`` makes what takes the text
+    of a choice apart, None where all of it is content.
+    """
+
+    route: str
+    request: HttpRequest
+    exchange: Exchange
+    body: SamplingFields
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    make_format: Callable[[list[list[int]]], ResponseFormat]
+    max_tokens: int | None
+    default_max_tokens: int | None
+    received: float
+    stream: bool
+    param: str = "prompt"
+    add_special_tokens: bool = True
+    output: Callable[[int], ChatOutput] | None = None
+
+
+class Pipeline:
+    """The way from a parsed body to the engine, shared by all generating routes."""
+
+    def __init__(
+        self,
+        config: Config,
+        frontend: Frontend,
+        metrics: Metrics,
+        fail: Callable[[HttpRequest, Exchange, MinisglError], None],
+    ) -> None:
+        """``fail(request, exchange, error)`` answers what goes wrong after a route returned."""
+        self.config = config
+        self.frontend = frontend
+        self.tokenizer = frontend.tokenizer
+        self.model_name = config.served_model_name or config.model
+        self._model_names = {None, "", "default", self.model_name}
+        self._metrics = metrics
+        self._fail = fail
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def admit(self, request: HttpRequest) -> float:
+        """Refuse what can be refused without looking at the body; returns the time."""
+        self.frontend.check_ready()
+        self.frontend.check_room(1)
+        content_type = request.headers.get(b"content-type")
+        if content_type is not None:
+            media_type = content_type.split(b";")[0].strip().lower()
+            if media_type != b"application/json" and not media_type.endswith(b"+json"):
+                raise RequestError("The content type must be application/json.")
+        return time.perf_counter()
+
+    def params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
+        """Check ranges, then the model's name, in this order."""
+        params = sampling_params(body, self.frontend.defaults, max_tokens)
+        check_token_ids(params, self.frontend.check_ready().vocab_size)
+        self.check_model(body.model)
+        return params
+
+    def check_model(self, name: str | None) -> None:
+        """UnknownModelError if this is not the served model."""
+        if name not in self._model_names:
+            raise UnknownModelError(
+                f"The model '{str(name)[:200]}' does not exist. "
+                f"The served model is '{self.model_name}'.",
+                param="model",
+            )
+
+    def start(self, task: Task) -> None:
+        """Encode the prompts, here if they are short, and run the session."""
+        limit = self.frontend.check_ready().max_model_len
+        num_characters = 0
+        for prompt in task.prompts:
+            if isinstance(prompt, str):
+                num_characters += len(prompt)
+                self.tokenizer.check_fits(prompt, limit, param=task.param)
+        if num_characters > MAX_INLINE_CHARACTERS:
+            later = asyncio.get_running_loop().create_task(self._encode_and_run(task))
+            self._tasks.add(later)
+            later.add_done_callback(self._tasks.discard)
+            return
+        encode = self.tokenizer.encode_prompt if task.add_special_tokens else self.tokenizer.encode
+        self._run(task, [encode(p) if isinstance(p, str) else p for p in task.prompts])
+
+    async def _encode_and_run(self, task: Task) -> None:
+        try:
+            encoded = []
+            for prompt in task.prompts:
+                if isinstance(prompt, str):
+                    prompt = await self.tokenizer.encode_async(
+                        prompt, add_special_tokens=task.add_special_tokens
+                    )
+                encoded.append(prompt)
+                if task.exchange.closed:
+                    return
+            self._run(task, encoded)
+        except MinisglError as error:
+            self._fail(task.request, task.exchange, error)
+        except Exception:
+            log.exception("a request failed while its prompt was encoded")
+            self._fail(task.request, task.exchange, MinisglError("Internal server error."))
+
+    def _run(self, task: Task, prompts: list[list[int]]) -> None:
+        frontend = self.frontend
+        vocab_size = frontend.check_ready().vocab_size
+        limits = []
+        for given, prompt in zip(task.prompts, prompts, strict=True):
+            # Lengths first: a prompt that is too long is not read to its end.
+            room = frontend.room_for(prompt, task.max_tokens, param=task.param)
+            if task.max_tokens is None and task.default_max_tokens is not None:
+                room = min(room, task.default_max_tokens)
+            limits.append(room)
+            if given is prompt and not (min(prompt) >= 0 and max(prompt) < vocab_size):
+                raise RequestError(
+                    f"{task.param} must hold token ids in [0, {vocab_size - 1}].", param=task.param
+                )
+        session = Session(
+            frontend,
+            self._metrics,
+            task.exchange,
+            task.make_format(prompts),
+            route=task.route,
+            stream=task.stream,
+            received=task.received,
+            output=task.output,
+        )
+        session.start(
+            Generation(prompts, limits, task.params, task.body.num_choices, cache_salt(task.body))
+        )
