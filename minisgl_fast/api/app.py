@@ -9,8 +9,8 @@ from __future__ import annotations
 from minisgl_fast.api.info import Info
 from minisgl_fast.api.native import Native
 from minisgl_fast.api.openai import OpenAI
-from minisgl_fast.api.openai_request import SamplingFields, sampling_params
 from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.api.sampling_fields import SamplingFields, sampling_params
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, ModelError, RequestError
 from minisgl_fast.server.exchange import Exchange
@@ -34,10 +34,10 @@ class Api:
         self.model_name = pipeline.model_name
         self.openai = OpenAI(pipeline)
         surfaces = (self.openai, Native(pipeline), Info(pipeline, self.metrics))
-        routes = {key: handler for surface in surfaces for key, handler in surface.routes.items()}
-        self._router = Router(routes)
+        self.routes = {key: route for surface in surfaces for key, route in surface.routes.items()}
+        self._router = Router({key: route.handler for key, route in self.routes.items()})
         # An unknown path would be a label that clients choose.
-        self._known_paths = {path for _, path in routes}
+        self._known_paths = {path for _, path in self.routes}
 
     def __call__(self, request: HttpRequest, exchange: Exchange) -> None:
         """Answer one request, now or later."""

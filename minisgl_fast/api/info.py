@@ -9,10 +9,10 @@ import orjson
 
 from minisgl_fast.api.openai_response import model_card, model_list
 from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import METRICS_TEXT, Metrics
-from minisgl_fast.server.router import Routes
 
 MODELS = "/v1/models"
 
@@ -29,13 +29,15 @@ class Info:
     @property
     def routes(self) -> Routes:
         return {
-            ("GET", MODELS): self.models,
-            ("GET", f"{MODELS}/*"): self.model,
-            ("GET", "/v1"): self.root,
-            ("POST", "/v1"): self.root,
-            ("GET", "/health"): self.health,
-            ("GET", "/ready"): self.ready,
-            ("GET", "/metrics"): self.scrape,
+            ("GET", MODELS): Route(self.models, "List the served model"),
+            ("GET", f"{MODELS}/*"): Route(self.model, "Describe the served model"),
+            ("GET", "/v1"): Route(self.root, "Tell that the API is there"),
+            ("POST", "/v1"): Route(self.root, "Tell that the API is there"),
+            ("GET", "/health"): Route(self.health, "Tell whether the server does its work"),
+            ("GET", "/ready"): Route(self.ready, "Tell whether new requests are welcome"),
+            ("GET", "/metrics"): Route(
+                self.scrape, "Counters and gauges in Prometheus text", media_type="text/plain"
+            ),
         }
 
     def models(self, request: HttpRequest, exchange: Exchange) -> None:

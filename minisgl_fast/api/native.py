@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from minisgl_fast.api.openai_request import DEFAULT_COMPLETION_TOKENS, parse_generate
+from minisgl_fast.api.openai_request import (
+    DEFAULT_COMPLETION_TOKENS,
+    GenerateRequest,
+    parse_generate,
+)
 from minisgl_fast.api.openai_response import GenerateFormat
 from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
-from minisgl_fast.server.router import Routes
 
 GENERATE = "/generate"
 
@@ -20,7 +24,11 @@ class Native:
 
     @property
     def routes(self) -> Routes:
-        return {("POST", GENERATE): self.generate}
+        return {
+            ("POST", GENERATE): Route(
+                self.generate, "Generate text behind a prompt", GenerateRequest, streams=True
+            )
+        }
 
     def generate(self, request: HttpRequest, exchange: Exchange) -> None:
         """Mini-SGLang's form: a prompt in, plain text out, streamed unless told otherwise."""

@@ -8,6 +8,7 @@ from functools import partial
 from minisgl_fast.api.chat_output import ChatOutputs
 from minisgl_fast.api.openai_request import (
     DEFAULT_COMPLETION_TOKENS,
+    ChatRequest,
     CompletionRequest,
     Prompt,
     parse_chat,
@@ -15,11 +16,11 @@ from minisgl_fast.api.openai_request import (
 )
 from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, json_escaped
 from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.select import Formats
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
-from minisgl_fast.server.router import Routes
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -38,7 +39,12 @@ class OpenAI:
 
     @property
     def routes(self) -> Routes:
-        return {("POST", CHAT): self.chat, ("POST", COMPLETIONS): self.completions}
+        return {
+            ("POST", CHAT): Route(self.chat, "Answer a chat", ChatRequest, streams=True),
+            ("POST", COMPLETIONS): Route(
+                self.completions, "Complete prompts", CompletionRequest, streams=True
+            ),
+        }
 
     def chat(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline

@@ -19,15 +19,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from minisgl_fast.api.body import check_content_type
 from minisgl_fast.api.chat_output import ChatOutput
-from minisgl_fast.api.openai_request import (
-    Prompt,
+from minisgl_fast.api.openai_request import Prompt
+from minisgl_fast.api.openai_response import ResponseFormat
+from minisgl_fast.api.sampling_fields import (
     SamplingFields,
     cache_salt,
     check_token_ids,
     sampling_params,
 )
-from minisgl_fast.api.openai_response import ResponseFormat
 from minisgl_fast.api.session import Generation, Session
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
@@ -91,11 +92,7 @@ class Pipeline:
         """Refuse what can be refused without looking at the body; returns the time."""
         self.frontend.check_ready()
         self.frontend.check_room(1)
-        content_type = request.headers.get(b"content-type")
-        if content_type is not None:
-            media_type = content_type.split(b";")[0].strip().lower()
-            if media_type != b"application/json" and not media_type.endswith(b"+json"):
-                raise RequestError("The content type must be application/json.")
+        check_content_type(request)
         return time.perf_counter()
 
     def params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:

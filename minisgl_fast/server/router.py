@@ -14,7 +14,6 @@ from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
 Handler = Callable[[HttpRequest, Exchange], None]
-Routes = dict[tuple[str, str], Handler]  # (method, path), as Router describes them
 
 
 class Router:

@@ -5,19 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from minisgl_fast.api.body import MAX_JSON_DEPTH
 from minisgl_fast.api.chat_fields import MAX_TOOLS
 from minisgl_fast.api.openai_request import (
-    MAX_JSON_DEPTH,
     MAX_MESSAGES,
     MAX_N,
     MAX_PROMPTS,
-    cache_salt,
-    check_token_ids,
     parse_chat,
     parse_completion,
     parse_generate,
-    sampling_params,
 )
+from minisgl_fast.api.sampling_fields import cache_salt, check_token_ids, sampling_params
 from minisgl_fast.errors import RequestError
 
 USER = [{"role": "user", "content": "Hi"}]
