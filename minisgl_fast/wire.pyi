@@ -1,5 +1,7 @@
+from array import array
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 from minisgl_fast.params import SamplingParams
 
@@ -12,6 +14,8 @@ class FrameKind(IntEnum):
     STEP = 18
     STATS = 19
     FATAL = 20
+    LOGPROBS = 21
+    EMBEDDING = 22
 
 class FinishReason(IntEnum):
     RUNNING = 0
@@ -23,6 +27,22 @@ class FinishReason(IntEnum):
 
 class AddFlag(IntEnum):
     IGNORE_EOS = 1
+
+class Task(IntEnum):
+    GENERATE = 0
+    EMBED_LAST = 1
+    EMBED_MEAN = 2
+
+class LogprobsRecord(NamedTuple):
+    rid: int
+    is_prompt: bool
+    position: int
+    num_top: int
+    tokens: array[int]
+    chosen: array[float]
+    top_ids: array[int]
+    top_values: array[float]
+    id_values: array[float]
 
 FRAME_HEADER_BYTES: int
 
@@ -36,8 +56,20 @@ def pack_add(
     max_tokens: int,
     cache_salt: int = 0,
     priority: int = 0,
+    num_top_logprobs: int = -1,
+    prompt_logprobs_from: int = -1,
+    logprob_ids: Sequence[int] = (),
+    task: int = 0,
+    grammar: bytes = b"",
 ) -> bytes: ...
 def pack_step(
     rows: Iterable[tuple[int, int, int]], first: Iterable[tuple[int, int]] = ()
 ) -> bytes: ...
 def unpack_step(payload: bytes) -> tuple[list[tuple[int, int, int]], list[tuple[int, int]]]: ...
+def logprobs_header(
+    rid: int, is_prompt: bool, position: int, num_tokens: int, num_top: int, num_ids: int
+) -> bytes: ...
+def pack_logprobs(records: Iterable[LogprobsRecord]) -> bytes: ...
+def unpack_logprobs(payload: bytes) -> list[LogprobsRecord]: ...
+def pack_embedding(rid: int, vector: bytes) -> bytes: ...
+def unpack_embedding(payload: bytes) -> tuple[int, array[float]]: ...

@@ -11,15 +11,31 @@ travel over one AF_UNIX stream socketpair per frontend (channel.py).
     STEP      engine -> frontend   StepHeader and its arrays: every token of one engine step
     STATS     engine -> frontend   JSON with scheduler and cache counters
     FATAL     engine -> frontend   JSON {"message", "exit_code"}; the engine exits after it
+    LOGPROBS  engine -> frontend   records of LogprobsHeader and its arrays, one after another
+    EMBEDDING engine -> frontend   u32 rid, float32 vector
 
 Rules: a rid is chosen by the frontend and unique among its unfinished requests. Every ADD is
 answered by rows that end in exactly one row with a reason other than RUNNING, unless the frontend
 sent ABORT first; after ABORT no more rows of that rid are promised and late ones are dropped. A
 row's token is -1 when the request ended without one. The first row of a request stands together
 with a ``first`` entry that tells how many prompt tokens came from the prefix cache.
+
+What an ADD asks for beside tokens comes in frames of its own, which go out before the STEP frame
+with the row they belong to, so that a reader of a row has it all:
+
+- num_top_logprobs >= 0: every sampled token brings one LOGPROBS record with its log-probability
+  and that many of the largest. prompt_logprobs_from = p >= 0: records with is_prompt bring, in
+  order and each once, the positions from max(p, 1) to the prompt's end, before its first row. In
+  every record stand the log-probabilities of all logprob_ids, in the order of the ADD. Values are
+  the log-softmax of the model's logits as they are, before penalties, bias, mask and temperature;
+  top ids descend, lowest id first on a tie, -1 where the vocabulary has no more.
+- max_tokens 0: the request ends with LENGTH and no token once its prompt is computed.
+- task EMBED_*: the same, with an EMBEDDING frame: the pooled hidden state after the last norm.
+- grammar: what the tokens must match, as engine/grammar.py reads it; empty for anything.
 """
 
 from array import array
+from typing import NamedTuple
 
 from cpython.array cimport array as c_array
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -37,18 +53,21 @@ def frame(int kind, bytes payload not None):
 
 def pack_add(
     uint32_t rid, params, prompt, *, uint64_t seed, int32_t max_tokens,
-    uint64_t cache_salt=0, int32_t priority=0,
+    uint64_t cache_salt=0, int32_t priority=0, int16_t num_top_logprobs=-1,
+    int32_t prompt_logprobs_from=-1, logprob_ids=(), uint8_t task=GENERATE,
+    bytes grammar not None=b"",
 ):
     """The payload of ADD.
 
     ``params`` is a SamplingParams; ``seed`` and ``max_tokens`` are its values with the defaults
-    filled in. ``prompt`` is a sequence of token ids.
+    filled in. ``prompt`` is a sequence of token ids. The others are those of AddHeader.
     """
     cdef AddHeader header
     cdef c_array prompt_ids = array("i", prompt)
     cdef c_array stop_ids = array("i", params.stop_token_ids)
     cdef c_array bias_ids = array("i", params.logit_bias.keys())
     cdef c_array bias_values = array("f", params.logit_bias.values())
+    cdef c_array ids = array("i", logprob_ids)
     header.rid = rid
     header.flags = IGNORE_EOS if params.ignore_eos else 0
     header.seed = seed
@@ -66,9 +85,16 @@ def pack_add(
     header.num_prompt = len(prompt_ids)
     header.num_stop_ids = len(stop_ids)
     header.num_bias = len(bias_ids)
+    header.num_logprob_ids = len(ids)
+    header.num_grammar_bytes = len(grammar)
+    header.prompt_logprobs_from = prompt_logprobs_from
+    header.num_top_logprobs = num_top_logprobs
+    header.task = task
+    header.unused = 0
     return b"".join((
         PyBytes_FromStringAndSize(<char *>&header, sizeof(AddHeader)),
         prompt_ids.tobytes(), stop_ids.tobytes(), bias_ids.tobytes(), bias_values.tobytes(),
+        ids.tobytes(), grammar,
     ))
 
 
@@ -145,3 +171,99 @@ def unpack_step(bytes payload not None):
         [(rids[i], tokens[i], reasons[i]) for i in range(rows)],
         [(first_rids[i], first_cached[i]) for i in range(firsts)],
     )
+
+
+class LogprobsRecord(NamedTuple):
+    """One record of a LOGPROBS frame. The tokens stand at ``position`` and behind it.
+
+    For token i: ``chosen[i]``, the ``num_top`` pairs from ``top_ids[i * num_top]`` and
+    ``top_values[i * num_top]`` on, and as many ``id_values`` as the ADD named ids.
+    """
+
+    rid: int
+    is_prompt: bool
+    position: int
+    num_top: int
+    tokens: array
+    chosen: array
+    top_ids: array
+    top_values: array
+    id_values: array
+
+
+def logprobs_header(
+    uint32_t rid, bint is_prompt, uint32_t position, uint32_t num_tokens, uint32_t num_top,
+    uint32_t num_ids,
+):
+    """The head of one record; its arrays follow."""
+    cdef LogprobsHeader header
+    header.rid = rid
+    header.is_prompt = is_prompt
+    header.position = position
+    header.num_tokens = num_tokens
+    header.num_top = num_top
+    header.num_ids = num_ids
+    return PyBytes_FromStringAndSize(<char *>&header, sizeof(LogprobsHeader))
+
+
+def pack_logprobs(records):
+    """The payload of LOGPROBS from LogprobsRecords."""
+    parts = []
+    for record in records:
+        num_tokens = len(record.tokens)
+        parts.append(logprobs_header(
+            record.rid, record.is_prompt, record.position, num_tokens, record.num_top,
+            len(record.id_values) // max(num_tokens, 1),
+        ))
+        parts += [values.tobytes() for values in record[4:]]
+    return b"".join(parts)
+
+
+def unpack_logprobs(bytes payload not None):
+    """The LogprobsRecords of a LOGPROBS payload."""
+    cdef const char *data = PyBytes_AS_STRING(payload)
+    cdef size_t size = len(payload)
+    cdef size_t at = 0
+    cdef LogprobsHeader header
+    cdef size_t num_tops, num_values
+    records = []
+    while at < size:
+        if size - at < sizeof(LogprobsHeader):
+            raise EngineError("The engine sent a malformed LOGPROBS frame.")
+        memcpy(&header, data + at, sizeof(LogprobsHeader))
+        at += sizeof(LogprobsHeader)
+        num_tops = <size_t>header.num_tokens * header.num_top
+        num_values = <size_t>header.num_tokens * header.num_ids
+        # The products stay below 2^64; their sum is checked one by one, since it might not.
+        if (
+            header.num_tokens > size or num_tops > size or num_values > size
+            or size - at < 4 * (2 * <size_t>header.num_tokens + 2 * num_tops + num_values)
+        ):
+            raise EngineError("The engine sent a malformed LOGPROBS frame.")
+        arrays = []
+        for code, count in (
+            ("i", header.num_tokens), ("f", header.num_tokens), ("i", num_tops), ("f", num_tops),
+            ("f", num_values),
+        ):
+            values = array(code)
+            values.frombytes(payload[at : at + 4 * count])
+            at += 4 * count
+            arrays.append(values)
+        records.append(LogprobsRecord(
+            header.rid, bool(header.is_prompt), header.position, header.num_top, *arrays
+        ))
+    return records
+
+
+def pack_embedding(uint32_t rid, bytes vector not None):
+    """The payload of EMBEDDING from float32 values."""
+    return (<object>rid).to_bytes(4, "little") + vector
+
+
+def unpack_embedding(bytes payload not None):
+    """The (rid, array of float32) of an EMBEDDING payload."""
+    if len(payload) < 4 or len(payload) % 4:
+        raise EngineError("The engine sent a malformed EMBEDDING frame.")
+    vector = array("f")
+    vector.frombytes(payload[4:])
+    return int.from_bytes(payload[:4], "little"), vector

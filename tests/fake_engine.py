@@ -28,7 +28,7 @@ def eventually(condition, timeout_s=5.0):
         time.sleep(0.005)
 
 
-ADD_HEADER = struct.Struct("<IIQQ6f4i3I")
+ADD_HEADER = struct.Struct("<IIQQ6f4i5IihBx")
 EOS = 151645  # <|im_end|> of Qwen3
 FACTS = {
     "max_model_len": 4096,
@@ -62,20 +62,33 @@ class FakeRequest:
     prompt: list[int]
     stop_ids: list[int]
     bias: dict[int, float]
+    logprob_ids: list[int]
+    grammar: bytes
+    prompt_logprobs_from: int = -1
+    num_top_logprobs: int = -1
+    task: int = 0
     tokens: list[int] = field(default_factory=list)
     num_done: int = 0
 
 
 def unpack_add(payload: bytes) -> FakeRequest:
-    head = ADD_HEADER.unpack_from(payload)
-    rid, flags, *values, num_prompt, num_stop_ids, num_bias = head
-    ids = struct.unpack_from(f"<{num_prompt + num_stop_ids + num_bias}i", payload, ADD_HEADER.size)
-    biases = struct.unpack_from(f"<{num_bias}f", payload, ADD_HEADER.size + 4 * len(ids))
-    prompt = list(ids[:num_prompt])
-    stop_ids = list(ids[num_prompt : num_prompt + num_stop_ids])
-    bias = dict(zip(ids[num_prompt + num_stop_ids :], biases, strict=True))
-    assert len(payload) == ADD_HEADER.size + 4 * len(ids) + 4 * num_bias
-    return FakeRequest(rid, bool(flags & AddFlag.IGNORE_EOS), *values, prompt, stop_ids, bias)
+    rid, flags, *values = ADD_HEADER.unpack_from(payload)
+    *values, num_prompt, num_stop_ids, num_bias, num_ids, num_grammar, first, num_top, task = values
+    at = ADD_HEADER.size
+
+    def take(code: str, count: int) -> list[int]:
+        nonlocal at
+        at += 4 * count
+        return list(struct.unpack_from(f"<{count}{code}", payload, at - 4 * count))
+
+    prompt, stop_ids, bias_ids = take("i", num_prompt), take("i", num_stop_ids), take("i", num_bias)
+    bias = dict(zip(bias_ids, take("f", num_bias), strict=True))
+    logprob_ids = take("i", num_ids)
+    assert len(payload) == at + num_grammar
+    return FakeRequest(
+        rid, bool(flags & AddFlag.IGNORE_EOS), *values, prompt, stop_ids, bias, logprob_ids,
+        payload[at:], first, num_top, task,
+    )  # fmt: skip
 
 
 class FakeEngine:

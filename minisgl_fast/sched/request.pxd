@@ -1,6 +1,6 @@
 """C view of Request and Channel."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
 from minisgl_fast.sched.plan cimport Sampling, StepPlan
@@ -51,6 +51,12 @@ cdef class Request:
     cdef vector[int32_t] bias_ids
     cdef vector[float] bias_values
     cdef vector[int32_t] banned_ids
+
+    cdef int32_t num_top          # how many of the largest log-probabilities; -1: none at all
+    cdef int32_t next_logprob     # first prompt position whose log-probability is still due
+    cdef vector[int32_t] logprob_ids
+    cdef uint8_t task
+    cdef bytes grammar            # empty: any token may follow
 
     @staticmethod
     cdef Request unpack(Channel channel, bytes payload, int32_t max_model_len, list eos_ids)

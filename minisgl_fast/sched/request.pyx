@@ -50,7 +50,8 @@ cdef class Request:
         cdef size_t size = len(payload)
         if size < sizeof(AddHeader) or header.num_prompt == 0 or size != sizeof(AddHeader) + 4 * (
             <size_t>header.num_prompt + header.num_stop_ids + 2 * <size_t>header.num_bias
-        ):
+            + header.num_logprob_ids
+        ) + header.num_grammar_bytes:
             raise EngineError("A frontend sent a malformed ADD frame.")
         cdef Request request = Request.__new__(Request)
         request.channel = channel
@@ -77,6 +78,14 @@ cdef class Request:
         request.bias_values.resize(header.num_bias)
         if header.num_bias:
             memcpy(request.bias_values.data(), data, header.num_bias * sizeof(float))
+        data += header.num_bias * sizeof(float)
+        data = _read(data, header.num_logprob_ids, request.logprob_ids)
+        request.num_top = header.num_top_logprobs
+        request.next_logprob = max(header.prompt_logprobs_from, 1)
+        if header.prompt_logprobs_from < 0:
+            request.next_logprob = request.num_prompt
+        request.task = header.task
+        request.grammar = data[: header.num_grammar_bytes]
         if request.min_total > request.num_prompt:
             request.banned_ids = request.eos_ids
             for token in request.stop_ids:
