@@ -6,6 +6,7 @@ answers every error in one place.
 
 from __future__ import annotations
 
+from minisgl_fast.api.chat import Chat
 from minisgl_fast.api.info import Info
 from minisgl_fast.api.native import Native
 from minisgl_fast.api.openai import OpenAI
@@ -32,8 +33,8 @@ class Api:
         self.metrics = Metrics(frontend)
         pipeline = Pipeline(config, frontend, self.metrics, self._fail)
         self.model_name = pipeline.model_name
-        self.openai = OpenAI(pipeline)
-        surfaces = (self.openai, Native(pipeline), Info(pipeline, self.metrics))
+        self.chat = Chat(pipeline)
+        surfaces = (OpenAI(pipeline, self.chat), Native(pipeline), Info(pipeline, self.metrics))
         self.routes = {key: route for surface in surfaces for key, route in surface.routes.items()}
         self._router = Router({key: route.handler for key, route in self.routes.items()})
         # An unknown path would be a label that clients choose.

@@ -1,26 +1,24 @@
-"""A chat choice's text, through a parser, into deltas of a stream or into a message.
+"""A chat choice's text, through a parser, into the events of a stream or into a message.
 
-``ChatOutputs`` says whether the answers to a request must be taken apart; ``ChatOutput`` does it.
+``ChatOutputs`` says whether the answers to a request must be taken apart; ``ChatOutput`` does it,
+and the route's ``ChatWriter`` turns what it finds into bytes.
 
 Rules: both forms come from the same events, so a stream joined is the message. A call has an id
-from its first delta on; its arguments are text as the model wrote it. ``content`` is null only
-beside calls. Reasoning that the client does not want is dropped, and so are calls beyond
-``max_calls``.
+from its first event on; its arguments are text as the model wrote it. Reasoning that the client
+does not want is dropped, and so are calls beyond ``max_calls``.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
-
-import orjson
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Protocol, TypeAlias
 
 from minisgl_fast.api.openai_request import ChatRequest
-from minisgl_fast.api.openai_response import ChatFormat
+from minisgl_fast.api.openai_response import ResponseFormat
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.events import (
     PLAIN,
@@ -31,9 +29,9 @@ from minisgl_fast.parsers.events import (
     Event,
     Parser,
     Reasoning,
-    Steady,
     join,
 )
+from minisgl_fast.parsers.plain import PlainParser
 from minisgl_fast.parsers.select import Formats
 from minisgl_fast.text.tokenizer import Tokenizer
 
@@ -57,33 +55,87 @@ class OutputRules:
 
 
 @dataclass(slots=True)
-class _Call:
+class Call:
+    """A tool call of an answer, as far as it came."""
+
     id: str
     name: str
-    arguments: list[str]
+    pieces: list[str] = field(default_factory=list)
     is_complete: bool = False
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self.pieces)
+
+
+class ChatWriter(Protocol):
+    """How a route writes one choice: the events of a stream, or the message of a whole answer.
+
+    Every event is given to it, in order, also where nothing is streamed.
+    """
+
+    @property
+    def call_id_prefix(self) -> str: ...
+
+    def lane(self, kind: type[Content] | type[Reasoning]) -> tuple[bytes, bytes]:
+        """What stands before and behind more JSON-escaped text of this kind, which was the last
+        one to come. Both empty where each text has to be given."""
+
+    def text(self, kind: type[Content] | type[Reasoning], text: str) -> bytes: ...
+    def call_start(self, index: int, call: Call) -> bytes: ...
+    def call_arguments(self, index: int, text: str) -> bytes: ...
+    def call_end(self, index: int, call: Call) -> bytes: ...
+
+    def message(self, output: ChatOutput) -> bytes:
+        """What a whole answer gets as ``Answer.message``."""
+
+
+class MessageFormat(ResponseFormat, Protocol):
+    """A ResponseFormat of chat answers.
+
+    has_plain: text of a choice that is all content is written by prefix and suffix. If not, all
+    of it comes to the writer, or lies in its lane.
+    """
+
+    @property
+    def has_plain(self) -> bool: ...
+    def writer(self, index: int) -> ChatWriter: ...
 
 
 class ChatOutput:
     """One choice of a chat answer.
 
     is_plain: all text from here on is content, and the caller may write it by itself.
+    wants_reasoning: the answer has a place for reasoning.
     """
 
-    def __init__(self, form: ChatFormat, index: int, parser: Parser, rules: OutputRules) -> None:
-        self._form = form
-        self._index = index
+    def __init__(
+        self, writer: ChatWriter, parser: Parser, rules: OutputRules, has_plain: bool
+    ) -> None:
+        self._writer = writer
         self._parser = parser
         self._rules = rules
+        self._has_plain = has_plain
         self._content: list[str] = []
         self._reasoning: list[str] = []
-        self._calls: list[_Call] = []
+        self.calls: list[Call] = []
         self._last: type[Event] | None = None  # kind of the last event
-        self._lanes: dict[Steady, tuple[bytes, bytes, bytes]] = {}
 
     @property
     def is_plain(self) -> bool:
-        return self._parser.steady == PLAIN
+        return self._has_plain and self._parser.steady == PLAIN
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def wants_reasoning(self) -> bool:
+        return self._rules.reasoning
 
     @property
     def end_tokens(self) -> tuple[int, int]:
@@ -102,12 +154,8 @@ class ChatOutput:
             return b"", b"", b""
         if steady.kind is Reasoning and not (self._rules.reasoning and self._rules.end_tokens):
             return b"", b"", b""
-        if steady not in self._lanes:
-            name = b"content" if steady.kind is Content else b"reasoning_content"
-            before, after = self._delta(b'"%b":"\0"' % name).split(b"\0")
-            first_bytes = {character.encode()[0] for character in steady.characters}
-            self._lanes[steady] = before, after, bytes(first_bytes)
-        return self._lanes[steady]
+        before, after = self._writer.lane(steady.kind)
+        return before, after, _first_bytes(steady.characters) if before else b""
 
     def feed(self, text: bytes) -> bytes:
         """The stream events of the next text (UTF-8)."""
@@ -119,24 +167,11 @@ class ChatOutput:
 
     def message(self) -> bytes:
         """The message of a whole answer, once it is finished."""
-        content = "".join(self._content)
-        message = b'{"role":"assistant","content":%b,"refusal":null' % (
-            _quoted(content) if content or not self._calls else b"null"
-        )
-        if self._rules.reasoning:
-            reasoning = "".join(self._reasoning)
-            message += b',"reasoning_content":%b' % (_quoted(reasoning) if reasoning else b"null")
-        if self._calls:
-            message += b',"tool_calls":[%b]' % b",".join(
-                b'{"id":"%b","type":"function","function":{"name":%b,"arguments":%b}}'
-                % (call.id.encode(), _quoted(call.name), _quoted("".join(call.arguments)))
-                for call in self._calls
-            )
-        return message + b"}"
+        return self._writer.message(self)
 
     def finish_reason(self, reason: str) -> str:
         """``tool_calls`` where the model stopped by itself and completed all its calls."""
-        if reason == "stop" and self._calls and all(call.is_complete for call in self._calls):
+        if reason == "stop" and self.calls and all(call.is_complete for call in self.calls):
             return "tool_calls"
         return reason
 
@@ -151,7 +186,7 @@ class ChatOutput:
             return 0
         if self._rules.end_tokens:
             return num_at_end or num_tokens
-        return min(len(encode("".join(self._reasoning))), num_tokens)
+        return min(len(encode(self.reasoning)), num_tokens)
 
     def _events(self, events: list[Event]) -> bytes:
         """Take what the parser found; the same as stream events."""
@@ -163,43 +198,36 @@ class ChatOutput:
         self._last = type(event)
         if isinstance(event, Content):
             self._content.append(event.text)
-            return self._delta(b'"content":%b' % _quoted(event.text))
+            return self._writer.text(Content, event.text)
         if isinstance(event, Reasoning):
             self._reasoning.append(event.text)
-            if not self._rules.reasoning:
-                return b""
-            return self._delta(b'"reasoning_content":%b' % _quoted(event.text))
+            return self._writer.text(Reasoning, event.text) if self._rules.reasoning else b""
         index = event.index
         if self._rules.max_calls is not None and index >= self._rules.max_calls:
             return b""
         if isinstance(event, CallStart):
-            call = _Call(self._new_id(), event.name, [])
-            self._calls.append(call)
-            return self._delta(
-                b'"tool_calls":[{"index":%d,"id":"%b","type":"function",'
-                b'"function":{"name":%b,"arguments":""}}]'
-                % (index, call.id.encode(), _quoted(call.name))
-            )
+            self.calls.append(Call(self._new_id(), event.name))
+            return self._writer.call_start(index, self.calls[index])
         if isinstance(event, CallArguments):
-            self._calls[index].arguments.append(event.text)
-            return self._delta(
-                b'"tool_calls":[{"index":%d,"function":{"arguments":%b}}]'
-                % (index, _quoted(event.text))
-            )
+            self.calls[index].pieces.append(event.text)
+            return self._writer.call_arguments(index, event.text)
         assert isinstance(event, CallEnd)
-        self._calls[index].is_complete = True
-        return b""
-
-    def _delta(self, fields: bytes) -> bytes:
-        return self._form.delta(self._index, fields)
+        self.calls[index].is_complete = True
+        return self._writer.call_end(index, self.calls[index])
 
     def _new_id(self) -> str:
         if self._rules.short_ids:
             return "".join(secrets.choice(_LETTERS) for _ in range(9))
-        return "call_" + secrets.token_hex(12)
+        return self._writer.call_id_prefix + secrets.token_hex(12)
 
 
-OutputMaker: TypeAlias = Callable[[ChatFormat, int], ChatOutput]
+@cache
+def _first_bytes(characters: str) -> bytes:
+    """The bytes that begin these characters in UTF-8; for none of them one that UTF-8 has not."""
+    return bytes({character.encode()[0] for character in characters}) or b"\xff"
+
+
+OutputMaker: TypeAlias = Callable[[int], ChatOutput]
 
 
 class ChatOutputs:
@@ -228,8 +256,9 @@ class ChatOutputs:
                 param="tools",
             )
 
-    def choose(self, body: ChatRequest, prompt: str) -> OutputMaker | None:
-        """Makes the outputs of the request's choices; None if all of their text is content."""
+    def choose(self, body: ChatRequest, prompt: str, form: MessageFormat) -> OutputMaker | None:
+        """Makes the outputs of the request's choices; None if the format needs none, because all
+        of their text is content."""
         separate = body.separate_reasoning is not False
 
         def parser() -> Parser | None:
@@ -240,10 +269,8 @@ class ChatOutputs:
                 stream_reasoning=body.stream_reasoning is not False,
             )
 
-        def make(form: ChatFormat, index: int) -> ChatOutput:
-            made = parser()
-            assert made is not None
-            return ChatOutput(form, index, made, rules)
+        def make(index: int) -> ChatOutput:
+            return ChatOutput(form.writer(index), parser() or PlainParser(), rules, form.has_plain)
 
         rules = OutputRules(
             reasoning=separate
@@ -253,12 +280,4 @@ class ChatOutputs:
             short_ids=self._formats.tools == "mistral",
             end_tokens=self._end_tokens if body.offered_tools else self._end_tokens[:1],
         )
-        return None if parser() is None else make
-
-
-def _quoted(text: str) -> bytes:
-    """The text as a JSON string; half of a surrogate pair, which has no UTF-8, is escaped."""
-    try:
-        return orjson.dumps(text)
-    except orjson.JSONEncodeError:
-        return json.dumps(text).encode()
+        return None if form.has_plain and parser() is None else make

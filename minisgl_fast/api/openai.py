@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
-from minisgl_fast.api.chat_output import ChatOutputs
+from minisgl_fast.api.chat import Chat, ChatCall
 from minisgl_fast.api.openai_request import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -17,8 +14,6 @@ from minisgl_fast.api.openai_request import (
 from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, json_escaped
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
-from minisgl_fast.errors import RequestError
-from minisgl_fast.parsers.select import Formats
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
@@ -29,13 +24,9 @@ COMPLETIONS = "/v1/completions"
 class OpenAI:
     """The generating routes of OpenAI's API."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, chat: Chat) -> None:
         self._pipeline = pipeline
-        config, frontend = pipeline.config, pipeline.frontend
-        formats = Formats.choose(
-            config.reasoning_parser, config.tool_call_parser, frontend.template.source
-        )
-        self._outputs = ChatOutputs(formats, frontend.tokenizer)
+        self._chat = chat
 
     @property
     def routes(self) -> Routes:
@@ -47,51 +38,10 @@ class OpenAI:
         }
 
     def chat(self, request: HttpRequest, exchange: Exchange) -> None:
-        pipeline = self._pipeline
-        received = pipeline.admit(request)
+        received = self._pipeline.admit(request)
         body, messages = parse_chat(request.body)
-        asked = body.max_tokens
-        if body.max_completion_tokens is not None:
-            asked = body.max_completion_tokens
-        try:
-            params = pipeline.params(body, asked)
-        except RequestError as error:
-            if error.param == "max_tokens" and body.max_completion_tokens is not None:
-                name = "max_completion_tokens"
-                raise RequestError(error.message.replace("max_tokens", name), param=name) from error
-            raise
-        self._outputs.check(body)
-        if messages:
-            prompt = pipeline.frontend.template.render(
-                messages,
-                body.offered_tools or None,
-                add_generation_prompt=body.add_generation_prompt is not False,
-                chat_template_kwargs=body.template_kwargs,
-            )
-        else:
-            prompt = body.prompt or ""
-        output = self._outputs.choose(body, prompt)
-        if output is not None and self._outputs.keeps_special:
-            params = replace(params, skip_special_tokens=False)
-        form = ChatFormat(request.request_id, pipeline.model_name, body.include_usage)
-        pipeline.start(
-            Task(
-                route=CHAT,
-                request=request,
-                exchange=exchange,
-                body=body,
-                prompts=[prompt],
-                params=params,
-                make_format=lambda prompts: form,
-                max_tokens=asked,
-                default_max_tokens=pipeline.config.default_max_tokens,
-                received=received,
-                stream=bool(body.stream),
-                param="messages" if messages else "prompt",
-                add_special_tokens=not messages,
-                output=None if output is None else partial(output, form),
-            )
-        )
+        form = ChatFormat(request.request_id, self._pipeline.model_name, body.include_usage)
+        self._chat.start(ChatCall(CHAT, request, exchange, received, form), body, messages)
 
     def completions(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline

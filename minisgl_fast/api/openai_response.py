@@ -14,11 +14,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import orjson
 
-EVENT_STREAM = b"text/event-stream; charset=utf-8"
+from minisgl_fast.api.chat_deltas import ChatDeltas
+from minisgl_fast.errors import MinisglError
+from minisgl_fast.server.errors_json import error_body
+from minisgl_fast.server.exchange import EVENT_STREAM
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -77,20 +82,36 @@ class ResponseFormat(Protocol):
 
     def prefix(self, index: int) -> bytes: ...
     def suffix(self, index: int) -> bytes: ...
-    def opening(self, index: int) -> bytes:
-        """The events before a choice's first text."""
+    @property
+    def content_type(self) -> bytes:
+        """Of a stream."""
+
+    def opening(self, index: int, usage: Usage) -> bytes:
+        """The events before a choice's first text; of ``usage`` the prompt is known."""
 
     def closing(self, answer: Answer) -> bytes:
         """The events that end a choice; ``answer.text`` is the rest of its text."""
 
-    def usage_event(self, usage: Usage) -> bytes:
-        """The event with the usage, empty if the client did not ask for it."""
+    def ending(self, usage: Usage) -> bytes:
+        """The events behind all choices."""
+
+    def failure(self, error: MinisglError, request_id: str) -> bytes:
+        """The events that end a stream with an error."""
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         """The whole answer where nothing is streamed."""
 
 
-class _OpenAIFormat:
+class _EventStream:
+    """A stream of SSE events that ends with [DONE]."""
+
+    content_type = EVENT_STREAM
+
+    def failure(self, error: MinisglError, request_id: str) -> bytes:
+        return b"data: %b\n\n%b" % (error_body(error, request_id), DONE)
+
+
+class _OpenAIFormat(_EventStream):
     """What chat and completion objects share."""
 
     text_event: Callable[[bytes], bytes] | None = None
@@ -108,10 +129,10 @@ class _OpenAIFormat:
         )
         self._head = b"data: " + self._identity % self.chunk_object.encode()
 
-    def usage_event(self, usage: Usage) -> bytes:
+    def ending(self, usage: Usage) -> bytes:
         if not self._include_usage:
-            return b""
-        return b'%b],"usage":%b}\n\n' % (self._head, usage.to_json())
+            return DONE
+        return b'%b],"usage":%b}\n\n%b' % (self._head, usage.to_json(), DONE)
 
     def whole(self, choices: Iterable[bytes], usage: Usage) -> bytes:
         """The whole object around its choices."""
@@ -128,6 +149,10 @@ class ChatFormat(_OpenAIFormat):
     id_prefix = "chatcmpl-"
     chunk_object = "chat.completion.chunk"
     whole_object = "chat.completion"
+    has_plain = True
+
+    def writer(self, index: int) -> ChatDeltas:
+        return ChatDeltas(partial(self.delta, index))
 
     def prefix(self, index: int) -> bytes:
         return b'%b{"index":%d,"delta":{"content":"' % (self._head, index)
@@ -144,7 +169,7 @@ class ChatFormat(_OpenAIFormat):
             self._tail,
         )
 
-    def opening(self, index: int) -> bytes:
+    def opening(self, index: int, usage: Usage) -> bytes:
         return self.delta(index, b'"role":"assistant","content":""')
 
     def closing(self, answer: Answer) -> bytes:
@@ -193,7 +218,7 @@ class CompletionFormat(_OpenAIFormat):
     def suffix(self, index: int) -> bytes:
         return b'","logprobs":null,"finish_reason":null}' + self._tail
 
-    def opening(self, index: int) -> bytes:
+    def opening(self, index: int, usage: Usage) -> bytes:
         if not self._echoes or not self._echoes[index]:
             return b""
         return self.prefix(index) + self._echoes[index] + self.suffix(index)
@@ -220,7 +245,7 @@ class CompletionFormat(_OpenAIFormat):
         return self.whole(choices, usage)
 
 
-class GenerateFormat:
+class GenerateFormat(_EventStream):
     """Mini-SGLang's ``/generate``: the plain text in SSE data lines, or {"text": ...}.
 
     A text with line ends takes several data lines in one event, which SSE clients join again.
@@ -236,14 +261,14 @@ class GenerateFormat:
         lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
 
-    def opening(self, index: int) -> bytes:
+    def opening(self, index: int, usage: Usage) -> bytes:
         return b""
 
     def closing(self, answer: Answer) -> bytes:
         return self.text_event(answer.text) if answer.text else b""
 
-    def usage_event(self, usage: Usage) -> bytes:
-        return b""
+    def ending(self, usage: Usage) -> bytes:
+        return DONE
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         answer = answers[0]

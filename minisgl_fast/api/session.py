@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minisgl_fast.api.chat_output import ChatOutput
-from minisgl_fast.api.openai_response import DONE, Answer, ResponseFormat, Usage
+from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage
 from minisgl_fast.errors import EngineError, MinisglError
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.server.deliver import Choice, Response
-from minisgl_fast.server.errors_json import error_body
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
@@ -111,8 +110,12 @@ class Session(Response):
     # From the token loop
 
     def open_stream(self) -> bytes:
-        self._exchange.start_stream()
-        return b"".join(map(self._form.opening, range(len(self._answers))))
+        self._exchange.start_stream(self._form.content_type)
+        n = self._generation.n
+        self._usage.cached_tokens = sum(choice.num_cached for choice in self._choices[::n])
+        return b"".join(
+            self._form.opening(index, self._usage) for index in range(len(self._answers))
+        )
 
     def parse_text(self, choice: Choice, text: bytes) -> bytes:
         output = self._outputs[choice.index]
@@ -133,8 +136,6 @@ class Session(Response):
             if reason == "stop":
                 matched = choice.last_token
         self._usage.completion_tokens += choice.num_tokens
-        if choice.index % self._generation.n == 0:
-            self._usage.cached_tokens += choice.num_cached
         answer = Answer(choice.index, text, reason, matched)
         self._answers[choice.index] = answer
         events = self._close_output(choice, answer) if self._outputs else b""
@@ -142,8 +143,10 @@ class Session(Response):
 
     def complete(self, events: bytes) -> None:
         answers = [answer for answer in self._answers if answer is not None]
+        n = self._generation.n
+        self._usage.cached_tokens = sum(choice.num_cached for choice in self._choices[::n])
         if self.streaming:
-            self._exchange.finish(events + self._form.usage_event(self._usage) + DONE)
+            self._exchange.finish(events + self._form.ending(self._usage))
         else:
             self._exchange.respond(200, self._form.body(answers, self._usage))
         self._metrics.count_request(self._route, 200, answers[0].finish_reason)
@@ -157,8 +160,8 @@ class Session(Response):
         self.ended = True
         self._abort_choices("engine")
         if self._exchange.started:
-            body = error_body(error, self._exchange.request.request_id)
-            self._exchange.finish(b"data: %b\n\n%b" % (body, DONE), close=True)
+            last = self._form.failure(error, self._exchange.request.request_id)
+            self._exchange.finish(last, close=True)
         else:
             self._exchange.fail(error)
         self._metrics.count_request(self._route, error.http_status, "error")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minisgl_fast.api.openai_response import (
+    DONE,
     Answer,
     ChatFormat,
     CompletionFormat,
@@ -51,7 +52,7 @@ def test_a_chat_completion_has_every_key_of_the_schema():
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_chat_chunks_are_role_text_reason_usage(include_usage):
     form = ChatFormat("x", "m", include_usage)
-    data = form.opening(1) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)
+    data = form.opening(1, USAGE) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)
     chunks = events(data)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas == [
@@ -67,11 +68,11 @@ def test_chat_chunks_are_role_text_reason_usage(include_usage):
     assert all(chunk["choices"][0]["index"] == 1 for chunk in chunks)
     assert all(("usage" in chunk) is include_usage for chunk in chunks)
     if include_usage:
-        (last,) = events(form.usage_event(USAGE))
+        (last,) = events(form.ending(USAGE).removesuffix(DONE))
         assert (last["choices"], last["usage"]) == ([], USAGE_JSON)
         assert last["object"] == "chat.completion.chunk"
     else:
-        assert form.usage_event(USAGE) == b""
+        assert form.ending(USAGE) == DONE
 
 
 def test_an_end_without_text_is_one_chunk():
@@ -81,9 +82,9 @@ def test_an_end_without_text_is_one_chunk():
 
 def test_completion_chunks_carry_the_reason_on_the_last_text():
     form = CompletionFormat("x", "m", False, [b"", b"Echo"])
-    assert form.opening(0) == b""
+    assert form.opening(0, USAGE) == b""
     chunks = events(
-        form.opening(1) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)
+        form.opening(1, USAGE) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)
     )
     choices = [chunk["choices"][0] for chunk in chunks]
     assert [choice["text"] for choice in choices] == ["Echo", "Hi", 'a "b"\n']

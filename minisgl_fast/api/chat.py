@@ -1,0 +1,92 @@
+"""Chat: the step from messages to a session that all routes with messages share.
+
+A route turns its own body into a ``ChatRequest`` and messages in OpenAI's form; here they go
+through the model's template, and the answer through the model's parsers into the route's format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minisgl_fast.api.chat_output import ChatOutputs, MessageFormat
+from minisgl_fast.api.openai_request import ChatRequest
+from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.errors import RequestError
+from minisgl_fast.parsers.select import Formats
+from minisgl_fast.server.exchange import Exchange
+from minisgl_fast.server.http_rules import HttpRequest
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """One request on one route: where it came in, when, and what writes its answer."""
+
+    route: str
+    request: HttpRequest
+    exchange: Exchange
+    received: float
+    form: MessageFormat
+
+
+class Chat:
+    """Runs chat requests."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        config, frontend = pipeline.config, pipeline.frontend
+        formats = Formats.choose(
+            config.reasoning_parser, config.tool_call_parser, frontend.template.source
+        )
+        self._outputs = ChatOutputs(formats, frontend.tokenizer)
+
+    def render(self, body: ChatRequest, messages: Messages) -> str:
+        """The prompt's text. RequestError if the model has no place for what is in the request."""
+        self._outputs.check(body)
+        if not messages:
+            return body.prompt or ""
+        return self._pipeline.frontend.template.render(
+            messages,
+            body.offered_tools or None,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            chat_template_kwargs=body.template_kwargs,
+        )
+
+    def start(self, call: ChatCall, body: ChatRequest, messages: Messages) -> None:
+        """Answer the request. Without messages its ``prompt`` is the text as it is."""
+        pipeline = self._pipeline
+        asked = body.max_tokens
+        if body.max_completion_tokens is not None:
+            asked = body.max_completion_tokens
+        try:
+            params = pipeline.params(body, asked)
+        except RequestError as error:
+            if error.param == "max_tokens" and body.max_completion_tokens is not None:
+                name = "max_completion_tokens"
+                raise RequestError(error.message.replace("max_tokens", name), param=name) from error
+            raise
+        prompt = self.render(body, messages)
+        output = self._outputs.choose(body, prompt, call.form)
+        if output is not None and self._outputs.keeps_special:
+            params = replace(params, skip_special_tokens=False)
+        pipeline.start(
+            Task(
+                route=call.route,
+                request=call.request,
+                exchange=call.exchange,
+                body=body,
+                prompts=[prompt],
+                params=params,
+                make_format=lambda prompts: call.form,
+                max_tokens=asked,
+                default_max_tokens=pipeline.config.default_max_tokens,
+                received=call.received,
+                stream=bool(body.stream),
+                param="messages" if messages else "prompt",
+                add_special_tokens=not messages,
+                output=output,
+            )
+        )
