@@ -29,7 +29,7 @@ def check_scheduler(Scheduler scheduler not None):
         _assert(
             0 <= request.num_committed <= request.num_computed <= request.num_tokens()
             and request.num_computed <= len(pages) * scheduler.page_size
-            and request.num_published <= request.num_committed >> scheduler.page_shift
+            and request.num_published <= request.num_computed >> scheduler.page_shift
             and 0 <= request.num_pending <= request.inflight,
             f"the counters of {name} are wrong",
         )

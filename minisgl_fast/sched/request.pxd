@@ -73,5 +73,5 @@ cdef class Request:
         StepPlan plan,
     ) noexcept
     cdef void append_page(self, int32_t page, StepPlan plan) noexcept
-    cdef void publish(self, RadixCache cache) noexcept
+    cdef void publish(self, RadixCache cache, int32_t num_tokens) noexcept
     cdef void let_go(self, RadixCache cache) noexcept

@@ -7,9 +7,10 @@
 
 num_tokens() counts the tokens that exist or will exist once the steps in flight are committed; the
 last num_pending of them (at most 2) are known to the device alone. KV is computed, or launched, for
-[0, num_computed) and committed for [0, num_committed); full pages of the committed part are
-published. num_prefill is how many tokens stood there at (re)admission: below it the request is
-prefilled in chunks from ``tokens``, from there on it decodes one pending token after the other.
+[0, num_computed) and committed for [0, num_committed); full pages are published as soon as their
+tokens are known and the step that fills them is planned. num_prefill is how many tokens stood there
+at (re)admission: below it the request is prefilled in chunks from ``tokens``, from there on it
+decodes one pending token after the other.
 A preempted request keeps its tokens, starts again with all other counters at 0, and goes on.
 
 Its row of pages and the path of nodes it references are explained in radix.pyx. A row grows by
@@ -177,9 +178,9 @@ cdef class Request:
         self.pages.push_back(page)
         self.path.push_back(-1)
 
-    cdef void publish(self, RadixCache cache) noexcept:
-        """Enter the full committed pages that are not in the tree yet."""
-        cdef int32_t num_full = self.num_committed >> cache.page_shift
+    cdef void publish(self, RadixCache cache, int32_t num_tokens) noexcept:
+        """Enter the full pages of the first tokens, all of them known, that are not in the tree."""
+        cdef int32_t num_full = num_tokens >> cache.page_shift
         if num_full > self.num_published:
             self.num_published = cache.publish_pages(
                 self.tokens.data(), self.pages.data(), self.path.data(),

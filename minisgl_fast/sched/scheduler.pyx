@@ -24,6 +24,8 @@ Rules:
   when it left the running list and nothing of it is in flight. So no page in which an uncommitted
   step writes ever belongs to anyone else, and a token for a finished request meets nothing.
 - At least one token of a request is always computed: a match covers at most all tokens but one.
+- Pages of a prompt are published when the step that fills them is planned, so requests that arrive
+  together share a prefix; those of an output when its tokens are committed.
 """
 
 from cython.operator cimport dereference
@@ -133,6 +135,8 @@ cdef class Scheduler:
         )
         request.num_computed = last
         request.inflight += 1
+        # A step writes all its KV before it reads any, so whoever comes next may read it already.
+        request.publish(self.cache, last)
         self.budget -= last - first
         if last == request.num_prefill:
             request.add_sample(plan)
@@ -247,7 +251,7 @@ cdef class Scheduler:
             return
         request.tokens.push_back(token)
         self.num_generated_tokens += 1
-        request.publish(self.cache)
+        request.publish(self.cache, request.num_committed)
         reason = request.finish_reason(token)
         if reason == GOES_ON:
             request.emit(token, GOES_ON)
@@ -379,8 +383,6 @@ cdef class Scheduler:
                 if request.state != FINISHED:
                     self._take_token(request, tokens[sample])
                 sample += 1
-            elif request.state != FINISHED:
-                request.publish(self.cache)
             if left:
                 self._settle(request)
 

@@ -162,6 +162,18 @@ def test_a_cached_prefix_changes_nothing(start: Start) -> None:
         assert grown.num_cached == (length + 19) // PAGE_SIZE * PAGE_SIZE
 
 
+def test_a_prefix_that_is_shared_within_one_step_changes_nothing(start: Start) -> None:
+    driver = start()
+    requests = [{"prompt": prompt(40) + [7 + i], "params": HOT, "max_tokens": 12} for i in range(6)]
+    alone = []
+    for request in requests:
+        alone += driver.outputs([request])
+        driver.engine.flush_cache()
+    together = driver.outputs(requests)
+    assert [r.tokens for r in together] == [r.tokens for r in alone]
+    assert [r.num_cached for r in together] == [0] + [40 // PAGE_SIZE * PAGE_SIZE] * 5
+
+
 def test_overlap_changes_nothing_under_random_adds_and_aborts(start: Start) -> None:
     """Both engines see the same adds and aborts, at the same number of tokens received."""
     requests = mixed_requests(40, seed=3)

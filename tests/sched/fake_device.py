@@ -191,16 +191,13 @@ class FakeEngine:
             self.scheduler.check()
 
     def check_pages(self, view):
-        """No page that an uncommitted step writes is handed to another slot."""
-        size = self.device.page_size
+        """No page that an uncommitted step writes is written by another slot."""
         written = {}
-        for earlier, _ in self.in_flight:
-            for i in range(earlier.plan.num_seqs):
-                for row in range(earlier.q_start[i], earlier.q_start[i + 1]):
-                    written[earlier.kv_slot[row] // size] = earlier.seq_slot[i]
-        for i in range(view.plan.num_updates):
-            page = view.update_page[i]
-            assert written.get(page, view.update_slot[i]) == view.update_slot[i]
+        for step in (*(earlier for earlier, _ in self.in_flight), view):
+            for i in range(step.plan.num_seqs):
+                for row in range(step.q_start[i], step.q_start[i + 1]):
+                    page = step.kv_slot[row] // self.device.page_size
+                    assert written.setdefault(page, step.seq_slot[i]) == step.seq_slot[i]
 
     def take(self):
         for channel, payload in self.scheduler.take_frames():

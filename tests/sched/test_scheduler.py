@@ -119,6 +119,21 @@ def test_a_repeated_prompt_computes_at_least_one_token():
     assert engine.cached[0, 3] == 16
 
 
+@pytest.mark.parametrize("overlap", (0, 1))
+def test_requests_that_arrive_together_compute_a_common_prefix_once(overlap):
+    engine = make_engine(overlap=overlap)
+    common = numbers(3, 18)
+    for rid in (1, 2, 3):
+        engine.add(rid, [*common, rid], seed=rid)
+    assert step(engine) == (0, [19, 3, 3])
+    engine.drain()
+    assert [engine.cached[0, rid] for rid in (1, 2, 3)] == [0, 16, 16]
+    for rid in (1, 2, 3):
+        prompt = [*common, rid]
+        text, _ = expected(prompt, SamplingParams(), seed=rid, max_tokens=8, max_model_len=128)
+        assert engine.tokens[0, rid] == text
+
+
 def test_chunks_are_shared_while_their_prompt_is_still_prefilled():
     engine = make_engine(max_step_tokens=9)
     prompt = numbers(1, 40)
