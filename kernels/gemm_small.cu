@@ -27,10 +27,11 @@ The time of such a product is that of reading W, so everything serves one stream
 In a tile, row slots g and g + 8 of the MMA are rows 2g and 2g + 1 of W (so that a lane owns a pair
 of neighbours of out), or a gate row and its up row (so that a lane owns both).
 
-Launch: grid CLUSTER * (clusters), block 32 * warps with warps >= ROW_TILES * N_TILES, dynamic shared
-memory as cuda_gemm.py's shared_bytes has it. K a multiple of 64 and at least CLUSTER * 64; N a
-multiple of 8, of 16 if gated; N * K below 2^32. -D ROW_TILES (1, 2), N_TILES (1, 2), CLUSTER (1, 2,
-4, 8; before sm_90 only 1). Programmatic dependent launch is allowed.
+Launch: grid CLUSTER * (clusters), block 32 * warps, dynamic shared memory as cuda_gemm.py's
+_launch_shape has it; warps >= ROW_TILES * N_TILES, with N_TILES 4 and a cluster a part of that. K a
+multiple of 64 and at least CLUSTER * 64; N a multiple of 8, of 16 if gated; N * K below 2^32.
+-D ROW_TILES (1, 2), N_TILES (1, 2; 4, which has no norm), CLUSTER (1, 2, 4, 8; before sm_90 only 1).
+Programmatic dependent launch is allowed.
 */
 #include "common.cuh"  // defines: bf16 helpers, mma_bf16, cp_async_*, warp_*, pdl_*
 
@@ -38,10 +39,10 @@ constexpr int STEP_K = 64;
 constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
 constexpr int QUADS = ROW_TILES * N_TILES * 32;          // float4 sums of a tile: one lane's D
 constexpr int MAX_WARPS = 10;
-// Hopper: bounds by which ptxas stays at 80 to 90 registers without spills, so that blocks of the
+// Hopper: bounds by which ptxas stays at 80 to 96 registers without spills, so that blocks of the
 // next kernel fit beside.
-constexpr int MAX_THREADS = N_TILES == 1 ? 320 : 384;
-constexpr int MIN_BLOCKS = __CUDA_ARCH__ == 900 ? 2 : 1;
+constexpr int MAX_THREADS = N_TILES == 2 ? 384 : 320;
+constexpr int MIN_BLOCKS = __CUDA_ARCH__ == 900 && N_TILES < 4 ? 2 : 1;
 
 struct Arguments {
     bf16* out;
@@ -245,7 +246,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
     begin_tile(first_tile);
     cp_async_wait<0>();
     bool peers_started = false;
-    if (a.norm_weight) {
+    if (N_TILES < 4 && a.norm_weight) {
         float* const block_squares = (float*)squares;  // [warp][row], then [rank][row]
         float* const rank_squares = block_squares + MAX_WARPS * N_TILES * 8;
         float sums[N_TILES], parts[N_TILES][4];  // of squares; then the scale of rows g, g + 8, ...
@@ -385,6 +386,15 @@ __device__ __forceinline__ void run(const Arguments& a) {
                         shared_address(slots + rank * SHARE + threadIdx.x % SHARE),
                         threadIdx.x / SHARE),
                     sum);
+#if N_TILES == 4  // a block of few warps has threads with two sums
+            for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x) {
+                sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                for (int w = 0; w < num_warps; w++)
+                    sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + i));
+                store_peer(
+                    peer_address(shared_address(slots + rank * SHARE + i % SHARE), i / SHARE), sum);
+            }
+#endif
             cluster_arrive();
             cluster_wait();
             if (threadIdx.x < SHARE) {

@@ -6,6 +6,8 @@ A product's weights are those of all layers in turn, so that nothing comes out o
 launches of a figure are one CUDA graph, the median of its replays counts. "products" is the chain
 of all layers' products, each on the result of the one before; "step" has the other kernels of a
 decode step between them. --tune tries many plans a product in such a step, for so many seconds.
+--sweep compares only whole steps: cuBLAS with a norm that adds the residual, cuBLAS that adds it,
+both with the library cublasLt, and what the engine does.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from minisgl_fast.backend.cuda_gemm import Plan, SmallGemm
+from minisgl_fast.backend.cuda_linear import Linears
+from minisgl_fast.backend.interface import Matrix
 from minisgl_fast.backend.kernel import get_kernel
 
 MODELS: dict[str, tuple[int, tuple[tuple[int, int], ...], int]] = {
@@ -155,6 +159,17 @@ class Step:
         if head:
             linear(hidden, self.head)
 
+    def engine(self, linears: Linears, head: bool) -> None:
+        """As model/qwen3.py has it."""
+        hidden, norm = self.start, (self.scale, 1e-6)
+        for (qkv, o, gate_up, down), kv in zip(self.layers, self.kv, strict=True):
+            y = self.attend(linears.linear(hidden, Matrix(qkv), norm), kv, True)
+            hidden = linears.linear_add(y, Matrix(o), hidden)
+            y = linears.linear_silu_mul(hidden, Matrix(gate_up), norm)
+            hidden = linears.linear_add(y, Matrix(down), hidden)
+        if head:
+            linears.logits(hidden, Matrix(self.head), norm)
+
     def prepare(self) -> None:
         self.start = random(self.rows, self.shapes[0][1])
         self.place = (self.rope, self.lengths - 1, self.kv_slots.contiguous())
@@ -244,6 +259,21 @@ def compare(step: Step) -> None:
         line("step, 6 launches", [partial(step.fused, g, True, True) for g in ours.values()])
 
 
+def sweep(step: Step) -> None:
+    """Whole steps by who computes the products, one line."""
+    linears = Linears(torch.device("cuda"), step.rows, step.shapes[4][0])
+    blas = Linears(torch.device("cuda"), step.rows, step.shapes[4][0])
+    blas._gemm.fits = lambda *_: False  # type: ignore[method-assign]
+    times = []
+    for library in ("cublas", "cublaslt"):
+        torch.backends.cuda.preferred_blas_library(library)
+        times.append(time_us([partial(step.separate, F.linear, True, True)]))
+        times.append(time_us([partial(step.engine, blas, True)]))
+    torch.backends.cuda.preferred_blas_library("default")
+    times.append(time_us([partial(step.engine, linears, True)]))
+    print(f"{step.rows:4}" + "".join(f"{us:10.1f}" for us in times), flush=True)
+
+
 def _linear(gemm: SmallGemm) -> Linear:
     """Ours where it fits, else cuBLAS."""
 
@@ -259,12 +289,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--sweep", action="store_true")
     options = parser.parse_args()
     with torch.inference_mode():
         for model in options.model:
+            if options.sweep:
+                print(f"{model}: rows, us of cuBLAS, adding; Lt, adding; engine")
             for rows in options.rows:
                 step = Step(model, rows, options.context)
                 step.prepare()
+                if options.sweep:
+                    sweep(step)
+                    continue
                 print(f"{model}, {step.num_layers} layers")
                 base = SmallGemm(torch.device("cuda"))
                 if options.tune and all(base.fits(rows, *shape) for shape in step.shapes):

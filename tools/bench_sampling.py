@@ -108,15 +108,12 @@ def _flashinfer_us(mode: str, logits: list[torch.Tensor]) -> float | str:
 def bench_small(bandwidth: float) -> None:
     """Residual addition and RMSNorm, SiLU * up, embedding of Qwen3-0.6B (hidden 1024, MLP 3072)."""
     from minisgl_fast.backend.cuda import CudaBackend
+    from minisgl_fast.backend.cuda_linear import Linears
     from minisgl_fast.backend.kernel import get_kernel
 
-    backend = CudaBackend(torch.device("cuda", torch.cuda.current_device()))
-    for spec, entry in (
-        ("step", "embed"),
-        ("rms_norm", "add_rms_norm"),
-        ("silu_mul", "silu_mul"),
-    ):
-        setattr(backend, f"_{entry}", get_kernel(spec, entry))
+    device = torch.device("cuda", torch.cuda.current_device())
+    backend, linears = CudaBackend(device), Linears(device, 1, VOCAB)
+    backend._embed = get_kernel("step", "embed")
     widths = (14, 7, 8, 8)
     print("small operations of Qwen3-0.6B, us")
     row("operation", "tokens", "floor", "ours", widths=widths)
@@ -125,11 +122,11 @@ def bench_small(bandwidth: float) -> None:
     for tokens in (1, 256, 8192):
         floor = tokens * 1024 / bandwidth * 1e6  # of one byte a value
         copies = range(min(num_rotations(tokens * 1024 * 8), 16))
-        pairs = [[torch.randn(tokens, 1024, **draw) for _ in range(2)] for _ in copies]
-        us = time_us([partial(backend.add_rms_norm, x, r, weight, 1e-6) for x, r in pairs])
-        row("add_rms_norm", tokens, 8 * floor, us, widths=widths)
+        rows = [torch.randn(tokens, 1024, **draw) for _ in copies]
+        us = time_us([partial(linears.rms_norm, x, weight, 1e-6) for x in rows])
+        row("rms_norm", tokens, 4 * floor, us, widths=widths)
         gates = [torch.randn(tokens, 6144, **draw) for _ in copies]
-        us = time_us([partial(backend.silu_mul, x) for x in gates])
+        us = time_us([partial(linears.silu_mul, x) for x in gates])
         row("silu_mul", tokens, 18 * floor, us, widths=widths)
         last_token: Any = SimpleNamespace(last_token=torch.zeros(1, device="cuda").int())
         steps: list[Any] = [

@@ -1,4 +1,4 @@
-"""The backend of NVIDIA GPUs: every operation but the matrix products as a kernel of ``kernels/``.
+"""The backend of NVIDIA GPUs: kernels of ``kernels/``, and cuBLAS for the larger products.
 
 Rules: bfloat16 only; every launch goes to torch's current stream with addresses that a CUDA graph
 may keep; outputs come from torch's allocator; nothing here waits for the device. All kernels take
@@ -10,14 +10,14 @@ from __future__ import annotations
 from array import array
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl_fast.backend.cuda_attention import DecodeAttention
 from minisgl_fast.backend.cuda_kv import KvStore
+from minisgl_fast.backend.cuda_linear import Linears, row_block
 from minisgl_fast.backend.cuda_prefill import PrefillAttention
 from minisgl_fast.backend.cuda_sampler import Sampler
-from minisgl_fast.backend.interface import ModelShape
+from minisgl_fast.backend.interface import Matrix, ModelShape, Norm
 from minisgl_fast.backend.kernel import get_kernel, warm
 from minisgl_fast.backend.kernels_table import SPECS
 from minisgl_fast.backend.kv_layout import layer_shape
@@ -27,7 +27,6 @@ from minisgl_fast.progress import Progress
 
 # One thread takes 8 values of a row.
 MAX_HIDDEN = 8192
-SILU_BLOCK = 128
 
 
 class CudaKVCache:
@@ -69,9 +68,7 @@ class CudaBackend:
         self._sampler = Sampler(shape.max_seqs, shape.vocab_size, self.device)
         self._apply_updates = get_kernel("step", "apply_updates")
         self._embed = get_kernel("step", "embed")
-        self._rms_norm = get_kernel("rms_norm", "rms_norm")
-        self._add_rms_norm = get_kernel("rms_norm", "add_rms_norm")
-        self._silu_mul = get_kernel("silu_mul", "silu_mul")
+        self._linears = Linears(self.device, shape.max_seqs, shape.vocab_size)
 
     def allocate_kv(
         self,
@@ -105,7 +102,7 @@ class CudaBackend:
         out = torch.empty(step.num_tokens, hidden, dtype=weight.dtype, device=self.device)
         self._embed.launch(
             (step.num_tokens,),
-            _row_block(hidden),
+            row_block(hidden),
             (
                 out.data_ptr(),
                 weight.data_ptr(),
@@ -118,36 +115,20 @@ class CudaBackend:
         )
         return out
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x)
-        hidden = x.shape[1]
-        self._rms_norm.launch(
-            (len(x),),
-            _row_block(hidden),
-            (out.data_ptr(), x.data_ptr(), weight.data_ptr(), hidden, eps),
-            pdl=True,
-        )
-        return out
+    def make_matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+        return Matrix(weight, bias)
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        out = torch.empty_like(x)
-        hidden = x.shape[1]
-        self._add_rms_norm.launch(
-            (len(x),),
-            _row_block(hidden),
-            (
-                out.data_ptr(),
-                x.data_ptr(),
-                residual.data_ptr(),
-                weight.data_ptr(),
-                hidden,
-                eps,
-            ),
-            pdl=True,
-        )
-        return out, residual
+    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
+        return self._linears.linear(x, matrix, norm)
+
+    def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
+        return self._linears.linear_add(x, matrix, residual)
+
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+        return self._linears.linear_silu_mul(x, matrix, norm)
+
+    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+        return self._linears.logits(x, matrix, norm)
 
     def prepare_qkv(
         self,
@@ -210,30 +191,12 @@ class CudaBackend:
         )
         return out
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        out = torch.empty(num_rows, width, dtype=gate_up.dtype, device=self.device)
-        self._silu_mul.launch(
-            (num_rows, -(-width // (8 * SILU_BLOCK))),
-            SILU_BLOCK,
-            (out.data_ptr(), gate_up.data_ptr(), width),
-            pdl=True,
-        )
-        return out
-
     def sample(
         self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int
     ) -> Tensor:
-        if logits.shape[1] % 8:
-            logits = F.pad(logits, (0, -logits.shape[1] % 8))
         return self._sampler(logits, step, state, vocab_limit)
 
     def reset_counts(
         self, state: DeviceState, slot: int, tokens: array[int], num_prompt: int
     ) -> None:
         self._sampler.reset_counts(state, slot, tokens, num_prompt)
-
-
-def _row_block(hidden: int) -> int:
-    """Threads of a block that takes one row, 8 values a thread, in whole warps."""
-    return -(-hidden // 256) * 32

@@ -18,13 +18,15 @@ from torch import Tensor
 from minisgl_fast.backend.kernel import Kernel, get_kernel
 from minisgl_fast.errors import EngineError
 
-MAX_ROWS = 16
+MAX_ROWS = 32
+MAX_NORM_ROWS = 16  # from here on a norm of its own is quicker
 STEP_K = 64  # K of a warp's step
 MAX_WARPS = 10
 MAX_STAGES = 8
 BLOCK_RESERVE = 1024  # shared memory that the system takes of every block
 MAX_SHARE = 80  # steps a block; x lies in shared memory
 MAX_WIDE_X = 16 * 3072  # elements of x, with more than 8 rows
+MAX_TALL_X, MAX_TALL_W = 32 * 3072, 1 << 23  # elements of x and W, with more than 16 rows
 STEP_BYTES = 16 * STEP_K * 2  # of W, a 16-row tile, warp and step
 SMALL_TILE = 64 << 10
 
@@ -60,14 +62,15 @@ class SmallGemm:
         self._pdl = pdl
         self._early = int(early)
         self._launches: dict[tuple[int, int, int, bool], _Launch] = {}
+        self._fits: dict[tuple[int, int, int], bool] = {}
 
     def fits(self, num_rows: int, n: int, k: int) -> bool:
         """Whether such a product is ours: where it was not faster than cuBLAS, it is not."""
-        if not 0 < num_rows <= MAX_ROWS or n % 16 or k % STEP_K or n * k >= 1 << 32:
-            return False
-        if num_rows > 8 and num_rows * k > MAX_WIDE_X:
-            return False
-        return self.plan(num_rows, n, k) is not None
+        key = (num_rows, n, k)
+        fits = self._fits.get(key)
+        if fits is None:
+            fits = self._fits[key] = _may_fit(*key) and self.plan(*key) is not None
+        return fits
 
     def linear(
         self,
@@ -75,18 +78,26 @@ class SmallGemm:
         weight: Tensor,
         bias: Tensor | None = None,
         norm: tuple[Tensor, float] | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """[num_rows, N] = x W^T + bias, summed in float and rounded once.
 
-        ``norm`` (weight [K], eps): x is first normed as the backend's ``rms_norm`` does it.
+        ``norm`` (weight [K], eps), for at most MAX_NORM_ROWS rows: x is first normed as the
+        backend's ``rms_norm`` does it. ``out``: contiguous; a new one by default.
         """
-        out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
+        if out is None:
+            out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
         self._run(out, x, weight, bias=bias, norm=norm)
         return out
 
-    def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-        """residual += x W^T, in place: the product is rounded, then the sum. Returns residual."""
-        self._run(residual, x, weight, residual=residual)
+    def linear_add(
+        self, x: Tensor, weight: Tensor, residual: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """residual += x W^T + bias, in place: the product is rounded, then the sum.
+
+        Returns residual.
+        """
+        self._run(residual, x, weight, bias=bias, residual=residual)
         return residual
 
     def linear_silu_mul(
@@ -124,6 +135,8 @@ class SmallGemm:
         for row_tiles, blocks_per_sm, depths in wanted:
             for stages in depths:
                 plan = Plan(row_tiles, cluster, warps, stages, blocks_per_sm)
+                if plan.cluster == 1 and warps < row_tiles * _n_tiles(num_rows):
+                    continue  # a thread finishes one sum
                 _, shared_bytes = self._launch_shape(plan, num_rows, n, k, norm=True)
                 if (
                     blocks_per_sm * (shared_bytes + BLOCK_RESERVE)
@@ -150,7 +163,7 @@ class SmallGemm:
         self, plan: Plan, num_rows: int, n: int, k: int, *, norm: bool
     ) -> tuple[int, int]:
         """(blocks, bytes of shared memory); the layout is that of gemm_small.cu."""
-        n_tiles = -(-num_rows // 8)
+        n_tiles = _n_tiles(num_rows)
         step_bytes = plan.row_tiles * STEP_BYTES
         sum_bytes = plan.row_tiles * n_tiles * 512
         slice_bytes = -(-k // STEP_K // plan.cluster) * STEP_K * 2
@@ -172,7 +185,7 @@ class SmallGemm:
         if plan is None:
             raise EngineError(f"no small product for {num_rows} rows, N {n}, K {k}")
         grid, shared_bytes = self._launch_shape(plan, num_rows, n, k, norm=norm)
-        n_tiles = -(-num_rows // 8)
+        n_tiles = _n_tiles(num_rows)
         name = f"gemm_small_r{plan.row_tiles}_n{n_tiles}_c{plan.cluster}"
         kernel = get_kernel(name, "gemm_small", self._max_shared)
         return _Launch(kernel, (grid,), plan.warps * 32, shared_bytes, plan.stages)
@@ -215,3 +228,17 @@ class SmallGemm:
             launch.shared_bytes,
             self._pdl,
         )
+
+
+def _n_tiles(num_rows: int) -> int:
+    """Tiles of 8 rows, of which the kernel has variants."""
+    return next(tiles for tiles in (1, 2, 4) if num_rows <= 8 * tiles)
+
+
+def _may_fit(num_rows: int, n: int, k: int) -> bool:
+    """What the kernel can do, and where it pays."""
+    if not 0 < num_rows <= MAX_ROWS or n % 16 or k % STEP_K or n * k >= 1 << 32:
+        return False
+    if num_rows > 16:
+        return num_rows * k <= MAX_TALL_X and n * k <= MAX_TALL_W
+    return num_rows <= 8 or num_rows * k <= MAX_WIDE_X

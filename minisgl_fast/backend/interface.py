@@ -1,4 +1,4 @@
-"""What the model and the runner ask of a backend: every operation but the matrix products.
+"""What the model and the runner ask of a backend: every operation of a step.
 
 Shapes: N = num_tokens, H = num_heads, K = num_kv_heads, D = head_dim of a step and a model.
 Rounding follows transformers: a norm is computed in float32, rounded to the activation's dtype and
@@ -31,6 +31,19 @@ class ModelShape:
     qk_norm: bool
     page_size: int
     max_seqs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight of a product y = x W^T + b as its backend keeps it (``Backend.make_matrix``)."""
+
+    weight: Tensor  # [out, in], unless reordered
+    bias: Tensor | None = None  # [out]
+    reordered: bool = False  # in an order of the backend's own
+
+
+# RMSNorm before a product: its weight [in], and eps.
+Norm = tuple[Tensor, float]
 
 
 class KVCache(Protocol):
@@ -68,12 +81,20 @@ class Backend(Protocol):
     def embed(self, step: StepTensors, state: DeviceState, weight: Tensor) -> Tensor:
         """[N, hidden]; input id -1 means ``state.last_token`` of the row's slot."""
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+    def make_matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+        """A weight [out, in] as the products below want it; the original may be let go."""
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """(norm of x + residual, x + residual); may overwrite its arguments."""
+    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
+        """[n, out]: the product of x [n, in], first normed if so asked."""
+
+    def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
+        """residual [n, out] + the product; may overwrite ``residual``."""
+
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+        """[n, out / 2]: silu(first half) * second half of the product of the normed x."""
+
+    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+        """As ``linear``, for the vocabulary; valid until the next call."""
 
     def prepare_qkv(
         self,
@@ -98,9 +119,6 @@ class Backend(Protocol):
         self, q: Tensor, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
     ) -> Tensor:
         """[N, H * D]: token row t of a sequence attends to its positions 0..positions[t]."""
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[n, 2 I] -> [n, I]: silu(first half) * second half."""
 
     def sample(
         self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int

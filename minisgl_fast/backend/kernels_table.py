@@ -109,7 +109,7 @@ GEMM_SMALL = tuple(
         only=("sm_90a", "sm_100", "sm_120") if cluster > 1 else (),
     )
     for row_tiles in (1, 2)
-    for n_tiles in (1, 2)
+    for n_tiles in (1, 2, 4)
     for cluster in (1, 2, 4, 8)
 )
 

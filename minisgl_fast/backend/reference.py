@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl_fast.backend import sampling
-from minisgl_fast.backend.interface import ModelShape
+from minisgl_fast.backend.interface import Matrix, ModelShape, Norm
+from minisgl_fast.backend.reference_linear import make_matrix, product
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.progress import Progress
 
@@ -89,15 +90,26 @@ class ReferenceBackend:
         return F.embedding(ids, weight)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Of the last dimension; rounded before the weight, as transformers does it."""
         if x.dtype == torch.float32:
             return F.rms_norm(x, weight.shape, weight, eps)
         return F.rms_norm(x, weight.shape, None, eps).mul_(weight)
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        residual = x.add_(residual)
-        return self.rms_norm(residual, weight, eps), residual
+    def make_matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+        return make_matrix(weight, bias)
+
+    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
+        return product(x if norm is None else self.rms_norm(x, *norm), matrix)
+
+    def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
+        return product(x, matrix).add_(residual)
+
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+        gate, up = self.linear(x, matrix, norm).chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+        return self.linear(x, matrix, norm)
 
     def prepare_qkv(
         self,
@@ -141,10 +153,6 @@ class ReferenceBackend:
                 values = values.index_select(0, batch.kept)
             out.index_copy_(0, batch.out_rows, values)
         return out
-
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
 
     def sample(
         self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int

@@ -4,9 +4,9 @@ A step is one copy of the plan's words to the device, the work, one copy of the 
 memory and an event; the host never waits in between. All plans land in the same device buffer: the
 copy of step N+1 is behind step N on the stream, so N has read its words by then.
 
-A pure-decode step of up to ``--cuda-graph-max-bs`` rows is one graph launch: page-table updates,
-embedding, layers, sampling. A graph is captured for 1, 2, 4, 8 and then every 8th batch size; a
-step is padded with rows that touch nothing (``StepPlan.pad``).
+A pure-decode step of up to ``--cuda-graph-max-bs`` rows is one graph launch from page-table updates
+to logits, and one launch of the sampler. A graph is captured for 1, 2, 4, 8 and then every 8th
+batch size; a step is padded with rows that touch nothing (``StepPlan.pad``) and are not sampled.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minisgl_fast.backend.step import StepTensors
 from minisgl_fast.engine.executor import Counts, StepBuffers, plan_views, step_tensors
 from minisgl_fast.engine.runner import ModelRunner
 from minisgl_fast.progress import Progress
@@ -31,11 +32,11 @@ class CudaExecutor:
         self._progress = progress
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._views: dict[str, Tensor] = {}
+        self._decode_steps: dict[int, StepTensors] = {}
 
     def make_buffers(self, capacity: PlanCapacity, count: int) -> list[StepBuffers]:
         device = self._runner.device
         self._words = torch.zeros(capacity.num_words, dtype=torch.int32, device=device)
-        self._tokens = torch.zeros(capacity.max_seqs, dtype=torch.int32, device=device)
         self._views = plan_views(self._words, capacity)
         buffers = [StepBuffers(capacity, pinned=True) for _ in range(count)]
         self._events = {id(one): torch.cuda.Event() for one in buffers}
@@ -45,18 +46,19 @@ class CudaExecutor:
     @torch.inference_mode()
     def launch(self, buffers: StepBuffers) -> None:
         plan = buffers.plan
-        num_samples = plan.num_samples
         size = self._graph_size(buffers)
         if size:
             plan.pad(size)
         self._words.copy_(buffers.words, non_blocking=True)
         if size:
             self._graphs[size].replay()
+            step = self._decode_step(plan.num_seqs, plan.capacity)
+            logits = self._logits[: plan.num_seqs]
         else:
             step = step_tensors(self._views, Counts.of(plan))
-            tokens = self._runner.run(step, plan.histories)
-            self._tokens[:num_samples].copy_(tokens)
-        buffers.tokens.copy_(self._tokens, non_blocking=True)
+            logits = self._runner.forward(step, plan.histories)
+        tokens = self._runner.sample(step, logits)
+        buffers.tokens[: step.num_samples].copy_(tokens, non_blocking=True)
         self._events[id(buffers)].record()
 
     def collect(self, buffers: StepBuffers) -> memoryview:
@@ -74,11 +76,14 @@ class CudaExecutor:
             return 0
         return next((size for size in self._graph_sizes if size >= plan.num_seqs), 0)
 
-    @staticmethod
-    def _graph_counts(size: int, capacity: PlanCapacity) -> Counts:
-        """Those of every decode step of ``size`` rows; lengths are for the device to read."""
-        rows = (size, size, size, size)
-        return Counts(*rows, capacity.max_updates, capacity.max_bias, 0, 0)
+    def _decode_step(self, num_rows: int, capacity: PlanCapacity) -> StepTensors:
+        """The tensors of every decode step of so many rows; lengths are for the device to read."""
+        step = self._decode_steps.get(num_rows)
+        if step is None:
+            rows = (num_rows, num_rows, num_rows, num_rows)
+            counts = Counts(*rows, capacity.max_updates, capacity.max_bias, 0, 0)
+            step = self._decode_steps[num_rows] = step_tensors(self._views, counts)
+        return step
 
     @torch.inference_mode()
     def _capture(self, buffers: StepBuffers) -> None:
@@ -89,13 +94,15 @@ class CudaExecutor:
             self._progress(STAGE, index, total)
             buffers.plan.pad(size)
             self._words.copy_(buffers.words)
-            step = step_tensors(self._views, self._graph_counts(size, buffers.plan.capacity))
-            if pool is None:  # once eagerly: libraries set up their workspaces outside a capture
-                self._runner.run(step, ())
-                torch.cuda.synchronize(self._runner.device)
+            step = self._decode_step(size, buffers.plan.capacity)
+            # Once eagerly: libraries and kernels set themselves up outside a capture.
+            logits = self._runner.forward(step, ())
+            torch.cuda.synchronize(self._runner.device)
+            if pool is None:
+                self._logits = logits  # of all graphs: the backend has one place for them
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                self._tokens[:size].copy_(self._runner.run(step, ()))
+                self._runner.forward(step, ())
             pool = pool or graph.pool()
             self._graphs[size] = graph
         if total:

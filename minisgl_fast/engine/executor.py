@@ -76,7 +76,7 @@ class CpuExecutor:
     @torch.inference_mode()
     def collect(self, buffers: StepBuffers) -> memoryview:
         step = self._launched.pop(id(buffers))
-        tokens = self._runner.run(step, buffers.plan.histories)
+        tokens = self._runner.sample(step, self._runner.forward(step, buffers.plan.histories))
         buffers.tokens[: step.num_samples].copy_(tokens)
         return buffers.collected()
 

@@ -1,7 +1,7 @@
 """ModelRunner: the model with its cache and per-slot state, on one device.
 
-``run`` computes one step from its tensors; how a filled plan gets to the device and its tokens back
-is the executor's part: executor.py for a CPU, cuda_executor.py for a GPU.
+``forward`` and ``sample`` compute one step from its tensors; how a filled plan gets to the device and
+its tokens back is the executor's part: executor.py for a CPU, cuda_executor.py for a GPU.
 
 Rules: every size is fixed here, before the first request; nothing here looks at a sampled token.
 """
@@ -86,10 +86,13 @@ class ModelRunner:
                 "Lower --memory-ratio, --num-pages or --max-running-requests."
             ) from error
 
-    def run(self, step: StepTensors, histories: Sequence[History]) -> Tensor:
-        """Compute one step; the sampled tokens [num_samples] int32 on the device."""
+    def forward(self, step: StepTensors, histories: Sequence[History]) -> Tensor:
+        """The model's part of a step; logits [num_samples, vocab], valid until the next one."""
         self.backend.apply_updates(step, self.state)
         for slot, tokens, num_prompt in histories:
             self.backend.reset_counts(self.state, slot, tokens, num_prompt)
-        logits = self._model.forward(step, self.state, self._kv)
+        return self._model.forward(step, self.state, self._kv)
+
+    def sample(self, step: StepTensors, logits: Tensor) -> Tensor:
+        """The rest of it; the sampled tokens [num_samples] int32 on the device."""
         return self.backend.sample(logits, step, self.state, self._vocab_limit)

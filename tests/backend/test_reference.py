@@ -18,7 +18,7 @@ from minisgl_fast.backend.reference import (
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.errors import ConfigError
 from minisgl_fast.model.config import RopeConfig
-from minisgl_fast.model.layers import Linear, rope_table
+from minisgl_fast.model.rope import rope_table
 
 torch.set_num_threads(1)
 
@@ -70,15 +70,10 @@ def naive_rotate(x: torch.Tensor, position: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_round_as_transformers_does(dtype):
     backend = ReferenceBackend()
-    x, residual = randn(5, 32).to(dtype), randn(5, 32, seed=1).to(dtype)
-    weight = randn(32, seed=2).to(dtype)
+    x, weight = randn(5, 32).to(dtype), randn(32, seed=2).to(dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 0.0
     actual = backend.rms_norm(x, weight, EPS)
     torch.testing.assert_close(actual, naive_norm(x, weight), atol=tolerance, rtol=tolerance)
-    total = x + residual
-    hidden, summed = backend.add_rms_norm(x.clone(), residual.clone(), weight, EPS)
-    assert torch.equal(summed, total)
-    torch.testing.assert_close(hidden, naive_norm(total, weight), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("with_norm", [False, True])
@@ -213,13 +208,6 @@ def test_updates_land_in_the_page_table():
     assert torch.equal(state.page_table, before)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_silu_mul_takes_the_gate_first(dtype):
-    gate_up = randn(3, 20).to(dtype)
-    expected = F.silu(gate_up[:, :10]) * gate_up[:, 10:]
-    assert torch.equal(ReferenceBackend().silu_mul(gate_up.clone()), expected)
-
-
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("num_rows", [0, 1, 3, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -228,9 +216,26 @@ def test_linear_equals_the_plain_product(dtype, num_rows, with_bias):
     bias = randn(24, seed=2).to(dtype) if with_bias else None
     expected = F.linear(x, weight, bias)
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    backend = ReferenceBackend()
     with torch.inference_mode():
-        actual = Linear(weight, bias)(x)
+        actual = backend.linear(x, backend.make_matrix(weight, bias))
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_surrounds_a_product_is_rounded_step_by_step(dtype):
+    x, residual = randn(3, 32).to(dtype), randn(3, 24, seed=1).to(dtype)
+    norm = randn(32, seed=2).to(dtype), EPS
+    backend = ReferenceBackend()
+    with torch.inference_mode():
+        matrix = backend.make_matrix(randn(24, 32, seed=3).to(dtype), randn(24, seed=4).to(dtype))
+        normed = backend.linear(backend.rms_norm(x, *norm), matrix)
+        assert torch.equal(backend.linear(x, matrix, norm), normed)
+        assert torch.equal(backend.logits(x, matrix, norm), normed)
+        total = backend.linear(x, matrix) + residual
+        assert torch.equal(backend.linear_add(x, matrix, residual.clone()), total)
+        expected = F.silu(normed[:, :12]) * normed[:, 12:]  # the gate first
+        assert torch.equal(backend.linear_silu_mul(x, matrix, norm), expected)
 
 
 def test_a_new_cache_is_zero_and_page_by_page():

@@ -303,14 +303,14 @@ CRASH = """
 import sys
 from minisgl_fast.engine import runner, worker
 
-run = runner.ModelRunner.run
+forward = runner.ModelRunner.forward
 
 def crash(self, step, histories):
     if step.num_tokens == 77:
         raise IndexError("a bug")
-    return run(self, step, histories)
+    return forward(self, step, histories)
 
-runner.ModelRunner.run = crash
+runner.ModelRunner.forward = crash
 raise SystemExit(worker.main(sys.argv[1:]))
 """
 

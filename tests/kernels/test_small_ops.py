@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from step_driver import make_step
 
+from minisgl_fast.backend.interface import Matrix
+from minisgl_fast.backend.reference import ReferenceBackend
 from minisgl_fast.backend.step import DeviceState, StepTensors
 
 pytestmark = [
@@ -33,12 +35,16 @@ def backend() -> Any:
     for spec, entry in (
         ("step", "apply_updates"),
         ("step", "embed"),
-        ("rms_norm", "rms_norm"),
-        ("rms_norm", "add_rms_norm"),
-        ("silu_mul", "silu_mul"),
     ):
         setattr(backend, f"_{entry}", get_kernel(spec, entry))
     return backend
+
+
+@pytest.fixture(scope="module")
+def linears() -> Any:
+    from minisgl_fast.backend.cuda_linear import Linears
+
+    return Linears(torch.device("cuda", torch.cuda.current_device()), 300, 1003)
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -65,38 +71,56 @@ def assert_alike(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("hidden", HIDDEN_SIZES)
 @pytest.mark.parametrize("rows", ROWS)
-def test_rms_norm(backend, rows, hidden):
+def test_rms_norm(linears, rows, hidden):
     x, weight = draw(rows, hidden, scale=3), draw(hidden, seed=1) + 1
     kept = x.clone()
-    out = backend.rms_norm(x, weight, EPS)
+    out = linears.rms_norm(x, weight, EPS)
     assert_alike(out, norm(x, weight))
     assert torch.equal(x, kept)
-    assert torch.equal(backend.rms_norm(x, weight, EPS), out)
+    assert torch.equal(linears.rms_norm(x, weight, EPS), out)
 
 
-@pytest.mark.parametrize("hidden", HIDDEN_SIZES)
-@pytest.mark.parametrize("rows", ROWS)
-def test_add_rms_norm(backend, rows, hidden):
-    x, residual = draw(rows, hidden, scale=2), draw(rows, hidden, seed=2, scale=5)
-    weight = draw(hidden, seed=1) + 1
-    total = x + residual
-    expected = norm(total, weight)
-    out, new_residual = backend.add_rms_norm(x, residual, weight, EPS)
-    assert torch.equal(new_residual, total)  # one sum, rounded once
-    assert_alike(out, expected)
+@pytest.mark.parametrize("rows", [0, 1, 7, 16, 17, 31, 32, 33, 300])
+@pytest.mark.parametrize(("out", "width"), [(1024, 512), (96, 1024), (1003, 64), (40, 72)])
+def test_products_are_those_of_the_reference(linears, rows, out, width):
+    """Whoever computes them, with what surrounds them; 1003 is a vocabulary of odd size."""
+    reference = ReferenceBackend()
+    x, residual = draw(rows, width, scale=2), draw(rows, out, seed=2, scale=3)
+    weight, bias = draw(out, width, seed=3, scale=width**-0.5), draw(out, seed=4)
+    norm = (draw(width, seed=5) * 0.1 + 1, EPS)
+    wide_norm = (norm[0].double().cpu(), EPS)
+    wide = reference.make_matrix(weight.double().cpu())
+    biased = reference.make_matrix(weight.double().cpu(), bias.double().cpu())
+    x64, residual64 = x.double().cpu(), residual.double().cpu()
+
+    def check(got: torch.Tensor, expected: torch.Tensor) -> None:
+        assert got.shape == expected.shape and got.dtype == torch.bfloat16
+        if rows:
+            assert (got.double().cpu() - expected).norm() / expected.norm() < 1e-2
+
+    for matrix, expected in ((Matrix(weight), wide), (Matrix(weight, bias), biased)):
+        check(linears.linear(x, matrix), reference.linear(x64, expected))
+        check(linears.linear(x, matrix, norm), reference.linear(x64, expected, wide_norm))
+        total = reference.linear_add(x64, expected, residual64.clone())
+        check(linears.linear_add(x, matrix, residual.clone()), total)
+    if out % 16 == 0:
+        gated = reference.linear_silu_mul(x64, wide, wide_norm)
+        check(linears.linear_silu_mul(x, Matrix(weight), norm), gated)
+    if out <= 1003:
+        check(linears.logits(x, Matrix(weight), norm), reference.linear(x64, wide, wide_norm))
 
 
-def test_norms_of_tiny_and_large_values_are_finite(backend):
+def test_norms_of_tiny_and_large_values_are_finite(linears):
     weight = torch.ones(1024, dtype=torch.bfloat16, device="cuda")
     x = torch.zeros(3, 1024, dtype=torch.bfloat16, device="cuda")
     x[1], x[2] = 1e-30, 1e15
-    assert_alike(backend.rms_norm(x, weight, EPS)[1:], norm(x, weight)[1:])
-    assert (backend.rms_norm(x, weight, EPS)[0] == 0).all()
+    assert_alike(linears.rms_norm(x, weight, EPS)[1:], norm(x, weight)[1:])
+    assert (linears.rms_norm(x, weight, EPS)[0] == 0).all()
 
 
 @pytest.mark.parametrize("width", [8, 1536, 3072, 4864, 17408])
 @pytest.mark.parametrize("rows", [0, 1, 7, 256, 2048])
-def test_silu_mul(backend, rows, width):
+def test_silu_mul(linears, rows, width):
     gate_up = draw(rows, 2 * width, scale=4)
     if rows:
         gate_up[0, : min(width, 8)] = torch.tensor(
@@ -104,9 +128,9 @@ def test_silu_mul(backend, rows, width):
         ).bfloat16()
         gate_up[0, width : width + 8] = 0.5
     gate, up = gate_up.chunk(2, dim=-1)
-    out = backend.silu_mul(gate_up)
+    out = linears.silu_mul(gate_up)
     assert_alike(out, F.silu(gate) * up)
-    assert torch.equal(backend.silu_mul(gate_up), out)
+    assert torch.equal(linears.silu_mul(gate_up), out)
 
 
 def on_cuda(step: StepTensors) -> StepTensors:

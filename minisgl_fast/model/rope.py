@@ -1,55 +1,17 @@
-"""The parts of a decoder that do not depend on a backend: rotary table and matrix product.
+"""The table of a rotary embedding: cos and sin of every position.
 
-Formulas of the rotary table: RoFormer (arXiv 2104.09864); llama3 scaling as published with
+Formulas: RoFormer (arXiv 2104.09864); llama3 scaling as published with
 Llama 3.1; YaRN (arXiv 2309.00071), with the defaults that transformers gives its parameters.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl_fast.model.config import RopeConfig
-
-
-class Linear:
-    """y = x W^T + b with W [out, in].
-
-    On an x86 CPU the weight is reordered once into the blocked layout of oneDNN; without that,
-    bfloat16 pays for it in every call and float32 takes a slow path for a handful of rows.
-    Measured on all layers of SmolLM2-135M, speed against the plain product: bfloat16 (AMX) 1.1 to
-    1.4 times for 1 to 8 rows and 1.6 times for 64; float32 0.9 times for 1 row, 1.6 times for 8.
-    """
-
-    __slots__ = ("_packed", "bias", "weight")
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self._packed = _can_pack(weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._packed else weight
-        self.bias = bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(
-                x, self.weight, self.bias, "none", [], ""
-            )
-            return y
-        return F.linear(x, self.weight, self.bias)
-
-
-def _can_pack(weight: Tensor) -> bool:
-    """Whether torch can reorder this weight, and this machine is of the kind measured."""
-    if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    if weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight.dtype == torch.float32
 
 
 def rope_table(rope: RopeConfig, head_dim: int, num_positions: int, device: torch.device) -> Tensor:
