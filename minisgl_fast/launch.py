@@ -143,6 +143,8 @@ class _Launch:
             "eos_ids": sorted(tokenizer.eos_ids),
         }
         channel.send(FrameKind.CONFIG, json.dumps(settings).encode())
+        # While the engine loads, or after: requests need not wait for it.
+        tokenizer.accelerate_later()
 
     def _resolve(self) -> Path:
         config = self._config

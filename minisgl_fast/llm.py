@@ -62,6 +62,7 @@ class LLM:
             progress=progress,
         )
         self.tokenizer = Tokenizer.load(path)
+        self.tokenizer.accelerate_later()
         self._progress = progress
         self._engine = Engine(
             config, path, self.tokenizer.vocab_size, self.tokenizer.eos_ids, progress

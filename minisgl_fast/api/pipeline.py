@@ -37,7 +37,6 @@ from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import Metrics
-from minisgl_fast.text.tokenizer import MAX_INLINE_CHARACTERS
 
 log = logging.getLogger("minisgl_fast.api")
 
@@ -114,12 +113,13 @@ class Pipeline:
     def start(self, task: Task) -> None:
         """Encode the prompts, here if they are short, and run the session."""
         limit = self.frontend.check_ready().max_model_len
-        num_characters = 0
+        num_characters, is_ascii = 0, True
         for prompt in task.prompts:
             if isinstance(prompt, str):
                 num_characters += len(prompt)
+                is_ascii = is_ascii and prompt.isascii()
                 self.tokenizer.check_fits(prompt, limit, param=task.param)
-        if num_characters > MAX_INLINE_CHARACTERS:
+        if num_characters and not self.tokenizer.is_short(num_characters, is_ascii):
             later = asyncio.get_running_loop().create_task(self._encode_and_run(task))
             self._tasks.add(later)
             later.add_done_callback(self._tasks.discard)

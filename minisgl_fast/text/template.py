@@ -2,6 +2,7 @@
 
 Rules:
 - jinja2's immutable sandbox with transformers' settings, filters and globals; compiled once.
+- A plain conversation is rendered by quick_template.py where the template agrees with it.
 - The template is the operator's, the messages are the client's: what goes wrong while rendering is
   a RequestError(param="messages"); the number of messages and the length of the text are bounded.
 - Templates ignore what they do not know, silently. So before rendering: text parts become one
@@ -27,6 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from minisgl_fast.errors import ModelError, RequestError
+from minisgl_fast.text.quick_template import Messages, QuickTemplate, quick_template
 from minisgl_fast.text.tokenizer_config import load_tokenizer_config
 from minisgl_fast.text.tool_history import PROBE, PROBE_ARGUMENTS, with_arguments
 
@@ -48,6 +50,9 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._takes_text: dict[str, bool] = {}  # arguments, by the template's name
         self.source = "\n".join(sources.values())
+        self._quick: QuickTemplate | None = None
+        if "default" in sources:
+            self._quick = quick_template(sources["default"], self._render_probe)
 
     @classmethod
     def load(cls, path: str | Path, override: str | None = None) -> ChatTemplate:
@@ -89,6 +94,10 @@ class ChatTemplate:
                 f"messages must hold 1 to {MAX_MESSAGES} messages, got {len(messages)}.",
                 param="messages",
             )
+        if self._quick is not None and not tools and not documents:
+            text = self._quick.render(messages, add_generation_prompt, chat_template_kwargs or {})
+            if text is not None and len(text) <= MAX_CHARACTERS:
+                return text
         variables = dict(chat_template_kwargs or {})
         reserved = RESERVED.intersection(variables)
         if reserved:
@@ -109,6 +118,19 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         return _render(template, variables)
+
+    def _render_probe(
+        self, messages: Messages, add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> str | None:
+        """What jinja2 makes of a probe of QuickTemplate."""
+        try:
+            return self.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                chat_template_kwargs=variables,
+            )
+        except RequestError:
+            return None
 
     def _takes_text_arguments(self, name: str, template: jinja2.Template) -> bool:
         """Whether the template writes arguments in JSON text as they are; tried out once."""
