@@ -4,6 +4,8 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from minisgl_fast.text.stop_regex cimport StopRegex
+
 
 cdef struct StopString:
     string text
@@ -27,16 +29,19 @@ cdef class TextStream:
     cdef string pending            # bytes not taken yet; the last num_held may start a stop string
     cdef size_t num_held
     cdef vector[StopString] stops
+    cdef StopRegex regex           # looks for patterns, or None
     cdef bint starts_stop[256]     # bytes that a stop string begins with
     cdef bint matching             # some stop string has begun
     cdef int32_t num_unstoppable   # so many more tokens are not looked at for stop strings
     cdef bint skip_special
     cdef bint include_stop
     cdef readonly bint finished
-    cdef readonly int32_t matched  # index of the stop string that ended the text, or -1
+    cdef readonly int32_t matched  # index of the stop that ended the text, or -1
 
     cdef bint push(self, int32_t token) except -1
     cdef void push_bytes(self, const char *data, size_t size) noexcept nogil
+    cdef void _push_some(self, const char *data, size_t size) noexcept
+    cdef void _push_matching(self, const char *data, size_t size) noexcept
     cdef void drain(self, string &out, bint json) noexcept nogil
     cdef bint _match(self, uint8_t byte) noexcept nogil
     cdef int _push_text(self, str text) except -1

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from minisgl_fast.text.stop_regex import StopProgram
+
 class Window(Protocol):
     """Incremental decoding of one generation for decoders that are not ByteLevel."""
 
@@ -28,7 +30,7 @@ class TextStream:
     finished: bool
     """A stop string is complete, or ``finish`` was called: further tokens are ignored."""
     matched: int
-    """Index of the stop string that ended the text, or -1."""
+    """Index of the stop that ended the text, patterns behind strings, or -1."""
 
     def __init__(
         self,
@@ -38,9 +40,10 @@ class TextStream:
         skip_special: bool = True,
         window: Window | None = None,
         min_tokens: int = 0,
+        patterns: StopProgram | None = None,
     ) -> None:
-        """``stops``: UTF-8 of up to 16 stop strings. RequestError(param="stop") if one is empty
-        or not UTF-8. They count from the ``min_tokens``-th token on."""
+        """``stops``: UTF-8 of stop strings. RequestError(param="stop") if one is empty or not
+        UTF-8. They and ``patterns`` count from the ``min_tokens``-th token on."""
 
     def feed(self, token: int) -> bool:
         """Append one token. Returns whether the text is finished."""
@@ -56,4 +59,4 @@ class TextStream:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string ended the text; ``matched`` is its index."""
+        """Whether a stop ended the text; ``matched`` is its index."""

@@ -13,17 +13,20 @@ Rules:
 - A stop string ends the text at the first byte where any of them is complete; of those complete
   at the same byte the longest counts. Text from its first byte on is dropped, or, with
   ``include_stop``, text behind its last byte. How tokens cut the text makes no difference.
+- A pattern (stop_regex.pyx) ends the text in the same way where it is first complete.
 - Held back is exactly the longest suffix of the output that begins a stop string (Knuth, Morris,
-  Pratt: SIAM J. Comput. 6, 1977), nothing when ``include_stop``.
+  Pratt: SIAM J. Comput. 6, 1977) or a match of a pattern, nothing when ``include_stop``.
 - The first ``min_tokens`` - 1 tokens cannot complete a stop string, nor begin one.
 - After ``finished`` further tokens are ignored.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libcpp.string cimport string
 from libcpp.utility cimport move
+
+from minisgl_fast.text.stop_regex cimport StopProgram, StopRegex
 
 from minisgl_fast.errors import RequestError
 
@@ -87,15 +90,17 @@ cdef class TextStream:
 
     def __cinit__(
         self, TokenTable table not None, stops=(), bint include_stop=False, bint skip_special=True,
-        window=None, int32_t min_tokens=0,
+        window=None, int32_t min_tokens=0, StopProgram patterns=None,
     ):
-        """``stops``: UTF-8 bytes of up to 16 stop strings; RequestError if one is not valid."""
+        """``stops``: UTF-8 bytes of stop strings; RequestError if one is not valid."""
         self.table = table
         self.window = window
         self.include_stop = include_stop
         self.skip_special = skip_special
         self.num_unstoppable = max(min_tokens - 1, 0)
         self.matched = -1
+        if patterns is not None:
+            self.regex = StopRegex(patterns)
         for text in stops:
             self._add_stop(text)
 
@@ -120,7 +125,7 @@ cdef class TextStream:
 
     @property
     def stopped(self):
-        """Whether a stop string ended the text; ``matched`` is its index."""
+        """Whether a stop ended the text; ``matched`` is its index, patterns behind strings."""
         return self.matched >= 0
 
     # For callers in Cython
@@ -136,7 +141,7 @@ cdef class TextStream:
         cdef uint32_t start
         if self.window is None:
             start = self.table.starts[token]
-            self.push_bytes(self.table.data.data() + start, self.table.starts[token + 1] - start)
+            self._push_some(self.table.data.data() + start, self.table.starts[token + 1] - start)
         else:
             self._push_text(self.window.step(token))
         if self.num_unstoppable:
@@ -162,6 +167,42 @@ cdef class TextStream:
                 self.num_held = 0
                 return
         self.pending.append(data, size)
+
+    cdef void _push_some(self, const char *data, size_t size) noexcept:
+        if self.regex is None or self.num_unstoppable:
+            self.push_bytes(data, size)
+        else:
+            self._push_matching(data, size)
+
+    cdef void _push_matching(self, const char *data, size_t size) noexcept:
+        """push_bytes where patterns are looked for too."""
+        cdef StopRegex regex = self.regex
+        cdef bint is_string
+        cdef size_t i
+        cdef size_t keep
+        cdef size_t length = 0
+        for i in range(size):
+            is_string = (
+                self.matching or self.starts_stop[<uint8_t>data[i]]
+            ) and self._match(<uint8_t>data[i])
+            if is_string:
+                length = self.stops[self.matched].text.size()
+            if regex.push(<uint8_t>data[i]) and regex.num_matched() > <int64_t>length:
+                length = regex.num_matched()
+                self.matched = <int32_t>self.stops.size() + regex.matched
+            if length:
+                self.pending.append(data, i + 1)
+                if not self.include_stop:
+                    keep = self.pending.size() - length
+                    self.pending.resize(keep)
+                self.finished = True
+                self.num_held = 0
+                return
+        self.pending.append(data, size)
+        if not self.include_stop:
+            if not self.matching:
+                self.num_held = 0
+            self.num_held = max(self.num_held, <size_t>regex.num_held())
 
     cdef void drain(self, string &out, bint json) noexcept nogil:
         """Append the ready text to ``out`` and forget it.
@@ -229,7 +270,7 @@ cdef class TextStream:
     cdef int _push_text(self, str text) except -1:
         cdef Py_ssize_t size
         cdef const char *data = PyUnicode_AsUTF8AndSize(text, &size)
-        self.push_bytes(data, <size_t>size)
+        self._push_some(data, <size_t>size)
         return 0
 
     cdef bytes _take(self, bint json):

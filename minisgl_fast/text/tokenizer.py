@@ -27,6 +27,7 @@ from minisgl_fast.errors import ContextLengthError, ModelError, RequestError
 from minisgl_fast.model.gguf_metadata import read_metadata
 from minisgl_fast.text.fast_encoder import FastEncoder, fast_encoder
 from minisgl_fast.text.gguf_tokenizer import build_tokenizer
+from minisgl_fast.text.stop_regex import StopProgram
 from minisgl_fast.text.stream import TextStream, TokenTable
 from minisgl_fast.text.tokenizer_config import TokenizerConfig, from_gguf, load_tokenizer_config
 from minisgl_fast.text.window import WindowDecoder
@@ -154,11 +155,14 @@ class Tokenizer:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        patterns: StopProgram | None = None,
     ) -> TextStream:
         """Incremental decoding of one generation. RequestError(param="stop") if a stop is bad."""
         window = None if self._byte_level else WindowDecoder(self._tokenizer)
         texts = [stop.encode("utf-8", "surrogatepass") for stop in stops]
-        return TextStream(self.table, texts, include_stop, skip_special_tokens, window, min_tokens)
+        return TextStream(
+            self.table, texts, include_stop, skip_special_tokens, window, min_tokens, patterns
+        )
 
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to the text (a blank for SentencePiece's low line, too)."""
