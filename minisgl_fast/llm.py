@@ -20,7 +20,7 @@ from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.errors import ContextLengthError, EngineError, RequestError
 from minisgl_fast.hub import resolve_model
-from minisgl_fast.params import SamplingParams
+from minisgl_fast.params import SamplingParams, stop_program
 from minisgl_fast.progress import Progress, silent
 from minisgl_fast.text.stream import TextStream
 from minisgl_fast.text.tokenizer import Tokenizer
@@ -128,6 +128,7 @@ class LLM:
             params.include_stop_str_in_output,
             params.skip_special_tokens,
             params.min_tokens,
+            stop_program(params.stop_regex),
         )
 
     def _add(self, prompt: list[int], params: SamplingParams, index: int) -> int:

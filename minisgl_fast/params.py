@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 from minisgl_fast.errors import RequestError
+from minisgl_fast.text.stop_regex import StopProgram
 
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS = 32
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKEN_IDS = 64
 MAX_LOGIT_BIAS = 1024
+MAX_BANNED_TOKEN_IDS = 512
 MAX_SEED = 2**64 - 1
 MAX_INT32 = 2**31 - 1  # what the engine's frames can hold
 
@@ -25,7 +28,9 @@ class SamplingParams:
     """Sampling and stopping of one generation.
 
     temperature 0 is greedy. top_k 0 or -1 is off; top_p 1 and min_p 0 are off. ``seed`` None draws
-    a fresh one. ``max_tokens`` None fills the context. ``stop`` holds at most 16 strings.
+    a fresh one. ``max_tokens`` None fills the context. ``stop`` holds at most 32 strings,
+    ``stop_regex`` at most 32 patterns (text/regex_syntax.py says which). ``banned_token_ids`` never
+    come.
     """
 
     max_tokens: int | None = None
@@ -40,7 +45,9 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -77,13 +84,28 @@ class SamplingParams:
                 raise _out_of_range(
                     "stop", len(text), f"strings of 1 to {MAX_STOP_CHARACTERS} characters"
                 )
-        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise _out_of_range(
-                "stop_token_ids", len(self.stop_token_ids), f"at most {MAX_STOP_TOKEN_IDS} ids"
-            )
-        for token in self.stop_token_ids:
-            if not 0 <= token <= MAX_INT32:
-                raise _out_of_range("stop_token_ids", token, "token ids")
+        if self.stop_regex:
+            stop_program(self.stop_regex)
+        for name, ids, limit in (
+            ("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS),
+            ("banned_token_ids", self.banned_token_ids, MAX_BANNED_TOKEN_IDS),
+        ):
+            if len(ids) > limit:
+                raise _out_of_range(name, len(ids), f"at most {limit} ids")
+            for token in ids:
+                if not 0 <= token <= MAX_INT32:
+                    raise _out_of_range(name, token, "token ids")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """What TextStream.matched counts: the strings, then the patterns."""
+        return self.stop + self.stop_regex
+
+
+@lru_cache(maxsize=64)
+def stop_program(patterns: tuple[str, ...]) -> StopProgram | None:
+    """The patterns, ready to be looked for; None where there are none."""
+    return StopProgram(patterns) if patterns else None
 
 
 class SamplingDefaults(Protocol):

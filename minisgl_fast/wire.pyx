@@ -65,8 +65,12 @@ def pack_add(
     cdef AddHeader header
     cdef c_array prompt_ids = array("i", prompt)
     cdef c_array stop_ids = array("i", params.stop_token_ids)
-    cdef c_array bias_ids = array("i", params.logit_bias.keys())
-    cdef c_array bias_values = array("f", params.logit_bias.values())
+    banned = params.banned_token_ids
+    bias = {**params.logit_bias, **dict.fromkeys(banned, float("-inf"))} if banned else (
+        params.logit_bias
+    )
+    cdef c_array bias_ids = array("i", bias.keys())
+    cdef c_array bias_values = array("f", bias.values())
     cdef c_array ids = array("i", logprob_ids)
     header.rid = rid
     header.flags = IGNORE_EOS if params.ignore_eos else 0

@@ -28,9 +28,11 @@ EDGES: dict[str, tuple[list[Any], list[Any]]] = {
         [{-1: 0.0}, {2**31: 0.0}, {1: 100.1}, {1: -101}, {1: NAN}, dict.fromkeys(range(1025), 1.0)],
     ),
     "stop": (
-        [(), ("a",), ("x" * 256,), tuple("abcdefghijklmnop")],
-        [("",), ("a", ""), ("x" * 257,), tuple("abcdefghijklmnopq")],
+        [(), ("a",), ("x" * 256,), ("a",) * 32],
+        [("",), ("a", ""), ("x" * 257,), ("a",) * 33],
     ),
+    "stop_regex": ([(), ("a",), ("a" * 256,), ("a",) * 32], []),
+    "banned_token_ids": ([(), (0, 2**31 - 1), (5,) * 512], [(-1,), (2**31,), (5,) * 513]),
     "stop_token_ids": ([(), (0, 2**31 - 1), (5,) * 64], [(-1,), (2**31,), (5,) * 65]),
 }
 ACCEPTED = [(field, value) for field, (good, _) in EDGES.items() for value in good]
@@ -65,3 +67,11 @@ def test_min_tokens_are_at_most_max_tokens() -> None:
 def test_the_table_above_has_every_field_with_a_range() -> None:
     switches = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens"}
     assert set(SamplingParams.__slots__) == set(EDGES) | switches
+
+
+def test_stop_patterns_are_compiled_when_they_are_given() -> None:
+    params = SamplingParams(stop=("a",), stop_regex=("b+c", "\\d"))
+    assert params.stops == ("a", "b+c", "\\d")
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(stop_regex=("(",))
+    assert caught.value.param == "stop_regex"

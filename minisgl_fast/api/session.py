@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage
 from minisgl_fast.errors import EngineError, MinisglError
-from minisgl_fast.params import SamplingParams
+from minisgl_fast.params import SamplingParams, stop_program
 from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
@@ -130,7 +130,7 @@ class Session(Response):
         matched: str | int | None = None
         if choice.stopped_by_string:
             reason = "stop"
-            matched = self._generation.params.stop[choice.text.matched]
+            matched = self._generation.params.stops[choice.text.matched]
         else:
             reason = _FINISH_REASONS[FinishReason(choice.reason)]
             if reason == "stop":
@@ -176,6 +176,7 @@ class Session(Response):
             params.include_stop_str_in_output,
             params.skip_special_tokens,
             params.min_tokens,
+            stop_program(params.stop_regex),
         )
         choice = Choice(
             self,

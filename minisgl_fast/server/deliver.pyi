@@ -27,6 +27,7 @@ class Choice:
     reason: int
     include_stop: bool
     is_parsed: bool
+    keeps_tokens: bool
     mark_token: int
     mark_token_2: int
     num_at_mark: int
@@ -42,6 +43,7 @@ class Choice:
         include_stop: bool,
         now: float,
     ) -> None: ...
+    def take_tokens(self) -> list[int]: ...
     def set_lane(self, prefix: bytes, suffix: bytes, watched: bytes) -> None: ...
 
 class Response:

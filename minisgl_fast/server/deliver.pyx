@@ -88,6 +88,12 @@ cdef class Choice:
         """Whether a stop string ended it; ``text.matched`` is the string's index."""
         return self.reason == STOP_STRING
 
+    def take_tokens(self):
+        """The tokens since the last call, where ``keeps_tokens`` was set from the beginning."""
+        tokens = self.tokens
+        self.tokens.clear()
+        return tokens
+
     def set_lane(self, bytes prefix not None, bytes suffix not None, bytes watched not None):
         """For a choice that is parsed: text without these bytes is an event between the two, as
         if it were plain. No bytes at all: there is no such text."""
@@ -316,6 +322,8 @@ cdef class Dispatcher:
             choice.last_time = now
             choice.last_token = token
             choice.num_tokens += 1
+            if choice.keeps_tokens:
+                choice.tokens.push_back(token)
             if token == choice.mark_token or token == choice.mark_token_2:
                 if not choice.num_at_mark:
                     choice.num_at_mark = choice.num_tokens

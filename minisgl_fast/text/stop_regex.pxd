@@ -45,7 +45,7 @@ cdef class StopRegex:
     cdef uint8_t high
     cdef uint32_t character
     cdef int64_t character_start
-    cdef readonly int32_t matched # the pattern that is complete, or -1
+    cdef readonly int32_t matched  # the pattern that is complete, or -1
 
     cdef bint push(self, uint8_t byte) noexcept nogil
     cdef int64_t num_held(self) noexcept nogil
