@@ -39,6 +39,8 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
     """The Config of a command line. Exits with code 2 on a usage error."""
     options = vars(_parser().parse_args(arguments))
     options["overlap"] = not options.pop("no_overlap")
+    for name in ("api_keys", "cors_origins"):
+        options[name] = tuple(options[name])
     return Config(**options)
 
 
@@ -162,4 +164,46 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long SIGTERM lets streams finish (default: %(default)g)",
     )
+    _add_access(parser)
     return parser
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    access = parser.add_argument_group("access")
+    access.add_argument(
+        "--api-key",
+        dest="api_keys",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key that clients must send; may be repeated. Other users of the machine see it in "
+        "the list of processes: prefer a file",
+    )
+    access.add_argument("--api-key-file", metavar="FILE", help="keys for clients, one per line")
+    access.add_argument(
+        "--admin-api-key",
+        metavar="KEY",
+        help="key of the routes that concern all clients, such as /flush_cache (default: those "
+        "of the clients)",
+    )
+    access.add_argument(
+        "--admin-api-key-file", metavar="FILE", help="the same from a file, one per line"
+    )
+    access.add_argument(
+        "--public-metrics", action="store_true", help="answer /metrics without a key, too"
+    )
+    access.add_argument(
+        "--cors-origin",
+        dest="cors_origins",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin use the API from a browser, * for all pages; may be "
+        "repeated (default: none)",
+    )
+    access.add_argument(
+        "--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate chain (PEM)"
+    )
+    access.add_argument(
+        "--ssl-keyfile", metavar="FILE", help="its private key, if not in the same file (PEM)"
+    )

@@ -5,7 +5,8 @@ The command line (cli.py) and the Python API (llm.py) fill it; the engine proces
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minisgl_fast.errors import ConfigError
@@ -14,6 +15,25 @@ from minisgl_fast.parsers.select import GPT_OSS, REASONING_PARSERS, TOOL_CALL_PA
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_SOURCES = ("huggingface", "modelscope")
+
+ACCESS = (
+    "api_keys",
+    "api_key_file",
+    "admin_api_key",
+    "admin_api_key_file",
+    "public_metrics",
+    "cors_origins",
+    "ssl_certfile",
+    "ssl_keyfile",
+)
+KEY_RULE = "1 to 512 visible ASCII characters"
+# Scheme, host and port; no path, no upper case, no user.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be a key: it must fit a header field and survive a log of it."""
+    return re.fullmatch(r"[!-~]{1,512}", text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +70,15 @@ class Config:
     max_queued_requests: int = 4096
     max_body: int = 8 * 1024 * 1024
     drain_timeout_s: float = 30.0
+    # access
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_key_file: str | None = None
+    admin_api_key: str | None = field(default=None, repr=False)
+    admin_api_key_file: str | None = None
+    public_metrics: bool = False
+    cors_origins: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("--model-source", self.model_source, MODEL_SOURCES)
@@ -86,10 +115,31 @@ class Config:
                 raise ConfigError(f"{flag} must be at least {low}, got {value}.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be in [0, 65535], got {self.port}.")
+        self._check_access()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values; ``Config(**d)`` is the way back."""
-        return asdict(self)
+        """What the engine process may know, JSON-ready; ``Config(**d)`` is the way back.
+
+        Who may use the server is not its business, and whoever looks at settings must see no key.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in ACCESS}
+
+    def _check_access(self) -> None:
+        # A key that is refused is not repeated: the message may end in a log.
+        for flag, keys in (
+            ("--api-key", self.api_keys),
+            ("--admin-api-key", () if self.admin_api_key is None else (self.admin_api_key,)),
+        ):
+            if not all(map(is_key, keys)):
+                raise ConfigError(f"{flag} must be {KEY_RULE}.")
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    "--cors-origin must be * or an origin as browsers send it, such as "
+                    f"https://app.example.com or http://localhost:3000, got {origin!r}."
+                )
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ConfigError("--ssl-keyfile needs --ssl-certfile.")
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -5,6 +5,8 @@
     |  `- ModelError            a checkpoint, tokenizer or template that cannot be served
     |- RequestError             400  the client's request; ``param`` names the field
     |  |- ContextLengthError    400  prompt (and max_tokens) longer than the context
+    |  |- UnauthorizedError     401
+    |  |- ForbiddenError        403
     |  |- UnknownModelError     404
     |  |- NotFoundError         404
     |  |- MethodNotAllowedError 405
@@ -61,6 +63,20 @@ class ContextLengthError(RequestError):
     """The prompt, or prompt plus ``max_tokens``, is longer than the model's context."""
 
     code = "context_length_exceeded"
+
+
+class UnauthorizedError(RequestError):
+    """No key, or none that is known here."""
+
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    """Whoever asks is known, or need not be, but may not do this."""
+
+    http_status = 403
+    code = "forbidden"
 
 
 class UnknownModelError(RequestError):

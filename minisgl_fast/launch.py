@@ -36,8 +36,10 @@ from minisgl_fast.errors import ConfigError, OverloadedError
 from minisgl_fast.hub import resolve_model
 from minisgl_fast.model.config import GenerationConfig
 from minisgl_fast.progress import ConsoleProgress
+from minisgl_fast.server.access import Access
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http import JSON, Exchange, HttpLimits, HttpRequest, HttpServer
+from minisgl_fast.server.tls import HANDSHAKE_TIMEOUT_S, SHUTDOWN_TIMEOUT_S, server_context
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import FrameKind
@@ -68,7 +70,15 @@ class _Launch:
         self._config = config
         self._progress = ConsoleProgress()
         self._frontend: Frontend | None = None
-        self._server = HttpServer(self._answer_loading, HttpLimits(max_body=config.max_body))
+        self._access = Access.load(config)
+        self._tls = None
+        if config.ssl_certfile is not None:
+            self._tls = server_context(config.ssl_certfile, config.ssl_keyfile)
+        self._server = HttpServer(
+            self._access.guard(self._answer_loading),
+            HttpLimits(max_body=config.max_body),
+            self._access.admit,
+        )
         self._address = ""  # as in a URL, with the real port
         self._ended: asyncio.Future[int] | None = None
         self._num_signals = 0
@@ -82,6 +92,13 @@ class _Launch:
         self._server.start(loop)
         listener = await self._listen(loop)
         print(f"Starting {self._config.model} on {self._address}", file=sys.stderr, flush=True)
+        if not self._access.needs_key and not _is_loopback(self._config.host):
+            print(
+                "minisgl-fast: warning: whoever reaches this address can use the server. "
+                "Set --api-key-file, or --host 127.0.0.1.",
+                file=sys.stderr,
+                flush=True,
+            )
         ours, theirs = socket.socketpair()
         engine = _spawn_engine(theirs)
         theirs.close()
@@ -114,7 +131,13 @@ class _Launch:
         host, port = self._config.host, self._config.port
         try:
             listener = await loop.create_server(
-                self._server.connection, host, port, backlog=LISTEN_BACKLOG
+                self._server.connection,
+                host,
+                port,
+                backlog=LISTEN_BACKLOG,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if self._tls else None,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S if self._tls else None,
             )
         except OSError as error:
             unknown_host = isinstance(error, socket.gaierror)
@@ -135,7 +158,7 @@ class _Launch:
         frontend.connect(channel)
         frontend.on_state = self._on_state
         self._frontend = frontend
-        self._server.handler = Api(self._config, frontend)
+        self._server.handler = self._access.guard(Api(self._config, frontend))
         settings = {
             "config": self._config.to_dict(),
             "model_path": str(path),
@@ -197,8 +220,10 @@ class _Launch:
         gc.collect()
         gc.freeze()
         print(f"API server is ready to serve on {self._address}", flush=True)
+        scheme = "http" if self._tls is None else "https"
+        key = '-H "Authorization: Bearer $KEY" ' if self._access.needs_key else ""
         print(
-            f"Try: curl http://{self._address}/v1/chat/completions "
+            f"Try: curl {scheme}://{self._address}/v1/chat/completions {key}"
             "-H 'Content-Type: application/json' "
             '-d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}], '
             '"max_tokens": 64}\'',
@@ -261,6 +286,11 @@ def _end_engine(engine: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         engine.kill()
         engine.wait()
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches such an address."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def _raise_open_file_limit() -> None:

@@ -16,8 +16,10 @@ from fake_engine import ANSWER, EOS, MODEL, FakeEngine
 from minisgl_fast.api.app import Api
 from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import Config
+from minisgl_fast.server.access import Access
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http import HttpServer
+from minisgl_fast.server.tls import server_context
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 
@@ -110,7 +112,9 @@ def _run(config, tokenizer, template, engine, ready):
     loop = uvloop.new_event_loop()
     frontend = Frontend(config, tokenizer, template, DEFAULTS)
     api = Api(config, frontend)
-    http = HttpServer(api)
+    access = Access.load(config)
+    http = HttpServer(access.guard(api), admit=access.admit)
+    tls = server_context(config.ssl_certfile, config.ssl_keyfile) if config.ssl_certfile else None
     running = threading.Event()
     stopping = asyncio.Event()
     found = {}
@@ -126,7 +130,7 @@ def _run(config, tokenizer, template, engine, ready):
             while frontend.state == "loading":
                 await asyncio.sleep(0.001)
         http.start(loop)
-        listener = await loop.create_server(http.connection, "127.0.0.1", 0)
+        listener = await loop.create_server(http.connection, "127.0.0.1", 0, ssl=tls)
         found["port"] = listener.sockets[0].getsockname()[1]
         steps = loop.create_task(engine.run())
         running.set()
@@ -147,5 +151,5 @@ def _run(config, tokenizer, template, engine, ready):
         thread.join(10)
         loop.close()
 
-    url = f"http://127.0.0.1:{found['port']}"
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{found['port']}"
     return ApiServer(url, found["port"], frontend, engine, api, http, loop), stop

@@ -38,6 +38,13 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "max_queued_requests": (["--max-queued-requests", "9"], 9),
     "max_body": (["--max-body", "2048"], 2048),
     "drain_timeout_s": (["--drain-timeout", "1.5"], 1.5),
+    "api_keys": (["--api-key", "a", "--api-key", "b"], ("a", "b")),
+    "api_key_file": (["--api-key-file", "keys"], "keys"),
+    "admin_api_key": (["--admin-api-key", "a"], "a"),
+    "admin_api_key_file": (["--admin-api-key-file", "keys"], "keys"),
+    "public_metrics": (["--public-metrics"], True),
+    "cors_origins": (["--cors-origin", "http://a", "--cors-origin", "*"], ("http://a", "*")),
+    "ssl_certfile": (["--ssl-certfile", "c.pem"], "c.pem"),
 }
 
 
@@ -49,8 +56,14 @@ def test_a_flag_fills_its_setting_and_no_other(field: str) -> None:
     )
 
 
+def test_the_key_of_a_certificate_may_have_a_file_of_its_own() -> None:
+    config = cli.parse(["--model", "x", "--ssl-certfile", "c", "--ssl-keyfile", "k"])
+    assert config == Config(model="x", ssl_certfile="c", ssl_keyfile="k")
+
+
 def test_every_setting_has_a_flag() -> None:
-    assert {field.name for field in dataclasses.fields(Config)} == {"model", *FLAGS}
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert names == {"model", "ssl_keyfile", *FLAGS}
 
 
 def test_without_flags_the_defaults_are_configs_own() -> None:

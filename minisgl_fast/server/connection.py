@@ -250,9 +250,9 @@ class HttpConnection(asyncio.Protocol):
         self._scanned = 0
         self._input = data[end:]
         request = self._request = parse_head(data[:end], server.limits)
-        if request.content_length > server.limits.max_body:  # rule 5
-            raise body_too_large(server.limits)
         self._refusal = server.refusal(request)
+        if self._refusal is None and request.content_length > server.limits.max_body:  # rule 5
+            raise body_too_large(server.limits)
         if request.content_length == 0:
             self._dispatch(b"")
         else:

@@ -227,6 +227,7 @@ class Exchange:
             b"x-request-id: ",
             self.request.request_id.encode("ascii"),
             b"\r\n",
+            self.request.extra_head,
         ]
         if not self._keep_alive:
             parts.append(b"connection: close\r\n")

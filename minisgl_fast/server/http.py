@@ -118,9 +118,10 @@ class HttpServer:
 
     def refusal(self, request: HttpRequest) -> MinisglError | None:
         """Why this request is not taken, judged by its head; None when it is."""
-        if self.draining and request.path not in self._paths_open_in_drain:
+        refusal = None if self.admit is None else self.admit(request)
+        if refusal is None and self.draining and request.path not in self._paths_open_in_drain:
             return OverloadedError("The server is shutting down.")
-        return None if self.admit is None else self.admit(request)
+        return refusal
 
     def _sweep(self) -> None:
         loop = self._loop

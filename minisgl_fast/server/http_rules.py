@@ -77,6 +77,8 @@ class HttpRequest:
     headers     lower-case names to values; repeated fields are joined with ``, ``
     body        the whole body, transfer coding removed (empty while only the head is known)
     request_id  the client's ``x-request-id`` where it is sane, else a fresh one
+    is_admin    whether the client may do what only operators may; access.py decides
+    extra_head  header lines that every answer to it has, with their line ends; access.py again
 
     The rest is framing, for the connection: ``http_1_0``, ``keep_alive``, ``content_length`` (-1
     for a chunked body), ``expects_continue``.
@@ -86,8 +88,10 @@ class HttpRequest:
         "body",
         "content_length",
         "expects_continue",
+        "extra_head",
         "headers",
         "http_1_0",
+        "is_admin",
         "keep_alive",
         "method",
         "path",
@@ -110,6 +114,8 @@ class HttpRequest:
         self.headers = {} if headers is None else headers
         self.body = body
         self.request_id = request_id or fresh_request_id()
+        self.is_admin = True
+        self.extra_head = b""
         self.http_1_0 = False
         self.keep_alive = True
         self.content_length = 0

@@ -141,6 +141,7 @@ def test_an_error_is_one_json_body_that_names_the_field(
     assert len(data) < 2000
     assert error["object"] == "error"
     assert error["message"] == detail["message"]
+    assert error["code"] == status  # SGLang's clients read a number
     assert not shared.engine.added
 
 

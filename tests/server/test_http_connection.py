@@ -136,7 +136,7 @@ def test_slow_head_gets_408_however_its_bytes_trickle():
     server._loop.advance(0.2)
     answer = only_answer(transport)
     assert answer.status == 408
-    assert orjson.loads(answer.body)["code"] == "request_timeout"
+    assert orjson.loads(answer.body)["error"]["code"] == "request_timeout"
     assert answer.headers[b"connection"] == b"close"
     assert server.refusals == {408: 1}
 
@@ -655,7 +655,8 @@ def test_an_error_of_ours_keeps_its_status_and_field():
         "code": "context_length_exceeded",
     }
     body = orjson.loads(first.body)
-    assert body == {"error": error, "object": "error", **error, "request_id": body["request_id"]}
+    flat = {**error, "code": 400}
+    assert body == {"error": error, "object": "error", **flat, "request_id": body["request_id"]}
 
 
 def test_an_exception_in_admit_becomes_a_plain_500(caplog):

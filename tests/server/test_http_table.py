@@ -49,7 +49,7 @@ def test_whole(case: Case):
             assert error["error"]["message"] == error["message"]
             assert error["object"] == "error"
             assert isinstance(error["error"]["code"], str)
-            assert error["error"]["code"] == error["code"]
+            assert error["code"] == answer.status
             assert error["error"]["type"] == error["type"] == "invalid_request_error"
         if method == "HEAD":
             assert answer.body == b""
