@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from minisgl_fast.api.chat import Chat
 from minisgl_fast.api.info import Info
+from minisgl_fast.api.messages import Messages
 from minisgl_fast.api.native import Native
 from minisgl_fast.api.openai import OpenAI
 from minisgl_fast.api.pipeline import Pipeline
@@ -34,7 +35,12 @@ class Api:
         pipeline = Pipeline(config, frontend, self.metrics, self._fail)
         self.model_name = pipeline.model_name
         self.chat = Chat(pipeline)
-        surfaces = (OpenAI(pipeline, self.chat), Native(pipeline), Info(pipeline, self.metrics))
+        surfaces = (
+            OpenAI(pipeline, self.chat),
+            Messages(pipeline, self.chat),
+            Native(pipeline),
+            Info(pipeline, self.metrics),
+        )
         self.routes = {key: route for surface in surfaces for key, route in surface.routes.items()}
         self._router = Router({key: route.handler for key, route in self.routes.items()})
         # An unknown path would be a label that clients choose.

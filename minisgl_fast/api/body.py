@@ -40,6 +40,12 @@ def check_content_type(request: HttpRequest) -> None:
 
 def parse_body(body: bytes, shape: type[Shape]) -> tuple[Shape, Body]:
     """The checked Struct, and the fields as they came."""
+    fields = parse_json(body)
+    return check_fields(fields, shape), fields
+
+
+def parse_json(body: bytes) -> Body:
+    """The fields of an object that is not nested too deep."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -49,14 +55,18 @@ def parse_body(body: bytes, shape: type[Shape]) -> tuple[Shape, Body]:
     # A body without that many brackets cannot be nested that deep.
     if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
         _check_depth(fields)
+    return fields
+
+
+def check_fields(fields: Body, shape: type[Shape]) -> Shape:
+    """The checked Struct of these fields."""
     try:
-        request = msgspec.convert(fields, shape, str_keys=True)
+        return msgspec.convert(fields, shape, str_keys=True)
     except msgspec.ValidationError:
         try:
-            request = msgspec.convert(_whole_floats_as_ints(fields), shape, str_keys=True)
+            return msgspec.convert(_whole_floats_as_ints(fields), shape, str_keys=True)
         except msgspec.ValidationError as error:
             raise type_error(str(error)) from None
-    return request, fields
 
 
 def _check_depth(value: Any) -> None:

@@ -23,13 +23,17 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """One request on one route: where it came in, when, and what writes its answer."""
+    """One request on one route: where it came in, when, and what writes its answer.
+
+    cuts_to_context: more tokens than the context has room for may be asked for.
+    """
 
     route: str
     request: HttpRequest
     exchange: Exchange
     received: float
     form: MessageFormat
+    cuts_to_context: bool = False
 
 
 class Chat:
@@ -81,8 +85,8 @@ class Chat:
                 prompts=[prompt],
                 params=params,
                 make_format=lambda prompts: call.form,
-                max_tokens=asked,
-                default_max_tokens=pipeline.config.default_max_tokens,
+                max_tokens=None if call.cuts_to_context else asked,
+                default_max_tokens=asked or pipeline.config.default_max_tokens,
                 received=call.received,
                 stream=bool(body.stream),
                 param="messages" if messages else "prompt",

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol, TypeAlias
 
+import orjson
+
 from minisgl_fast.api.openai_request import ChatRequest
 from minisgl_fast.api.openai_response import ResponseFormat
 from minisgl_fast.errors import RequestError
@@ -65,6 +67,26 @@ class Call:
 
     @property
     def arguments(self) -> str:
+        return "".join(self.pieces)
+
+    def json_object(self) -> bytes:
+        """The arguments on one line; {} where they are no JSON object, as when it was cut off."""
+        try:
+            value = orjson.loads(self.arguments)
+        except orjson.JSONDecodeError:
+            value = None
+        return orjson.dumps(value if isinstance(value, dict) else {})
+
+
+@dataclass(slots=True)
+class Text:
+    """A run of content or of reasoning."""
+
+    kind: type[Content] | type[Reasoning]
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
         return "".join(self.pieces)
 
 
@@ -116,8 +138,7 @@ class ChatOutput:
         self._parser = parser
         self._rules = rules
         self._has_plain = has_plain
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
+        self._parts: list[Text | Call] = []
         self.calls: list[Call] = []
         self._last: type[Event] | None = None  # kind of the last event
 
@@ -126,12 +147,18 @@ class ChatOutput:
         return self._has_plain and self._parser.steady == PLAIN
 
     @property
+    def parts(self) -> list[Text | Call]:
+        """All that the client gets, in order; runs of one kind do not follow each other."""
+        wanted = (Content, Reasoning) if self.wants_reasoning else (Content,)
+        return [part for part in self._parts if isinstance(part, Call) or part.kind in wanted]
+
+    @property
     def content(self) -> str:
-        return "".join(self._content)
+        return self._joined(Content)
 
     @property
     def reasoning(self) -> str:
-        return "".join(self._reasoning)
+        return self._joined(Reasoning)
 
     @property
     def wants_reasoning(self) -> bool:
@@ -182,11 +209,12 @@ class ChatOutput:
 
         ``num_at_end``: that number if one of ``end_tokens`` came, else 0.
         """
-        if not self._reasoning:
+        reasoning = self.reasoning
+        if not reasoning:
             return 0
         if self._rules.end_tokens:
             return num_at_end or num_tokens
-        return min(len(encode(self.reasoning)), num_tokens)
+        return min(len(encode(reasoning)), num_tokens)
 
     def _events(self, events: list[Event]) -> bytes:
         """Take what the parser found; the same as stream events."""
@@ -197,16 +225,17 @@ class ChatOutput:
     def _event(self, event: Event) -> bytes:
         self._last = type(event)
         if isinstance(event, Content):
-            self._content.append(event.text)
+            self._add(Content, event.text)
             return self._writer.text(Content, event.text)
         if isinstance(event, Reasoning):
-            self._reasoning.append(event.text)
+            self._add(Reasoning, event.text)
             return self._writer.text(Reasoning, event.text) if self._rules.reasoning else b""
         index = event.index
         if self._rules.max_calls is not None and index >= self._rules.max_calls:
             return b""
         if isinstance(event, CallStart):
             self.calls.append(Call(self._new_id(), event.name))
+            self._parts.append(self.calls[index])
             return self._writer.call_start(index, self.calls[index])
         if isinstance(event, CallArguments):
             self.calls[index].pieces.append(event.text)
@@ -214,6 +243,18 @@ class ChatOutput:
         assert isinstance(event, CallEnd)
         self.calls[index].is_complete = True
         return self._writer.call_end(index, self.calls[index])
+
+    def _add(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+        last = self._parts[-1] if self._parts else None
+        if not isinstance(last, Text) or last.kind is not kind:
+            last = Text(kind)
+            self._parts.append(last)
+        last.pieces.append(text)
+
+    def _joined(self, kind: type[Content] | type[Reasoning]) -> str:
+        return "".join(
+            part.text for part in self._parts if isinstance(part, Text) and part.kind is kind
+        )
 
     def _new_id(self) -> str:
         if self._rules.short_ids:

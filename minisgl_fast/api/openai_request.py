@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from minisgl_fast.api.body import Body, parse_body, type_error
+from minisgl_fast.api.body import Body, check_fields, parse_body, parse_json, type_error
 from minisgl_fast.api.chat_fields import (
     ReasoningOptions,
     ToolCall,
@@ -89,7 +89,12 @@ Prompt: TypeAlias = str | list[int]
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """The checked request and its messages as they came, for the template."""
-    request, fields = parse_body(body, ChatRequest)
+    return check_chat(parse_json(body))
+
+
+def check_chat(fields: Body) -> tuple[ChatRequest, list[dict[str, Any]]]:
+    """The same for a body that is read already, or translated from that of another API."""
+    request = check_fields(fields, ChatRequest)
     _check_common(request, fields)
     if bool(fields.get("echo")):
         raise unsupported("echo")

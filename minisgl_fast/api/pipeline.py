@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from minisgl_fast.api.body import check_content_type
 from minisgl_fast.api.chat_output import ChatOutput
@@ -83,7 +84,7 @@ class Pipeline:
         self.tokenizer = frontend.tokenizer
         self.model_name = config.served_model_name or config.model
         self._model_names = {None, "", "default", self.model_name}
-        self._metrics = metrics
+        self.metrics = metrics
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -113,37 +114,64 @@ class Pipeline:
     def start(self, task: Task) -> None:
         """Encode the prompts, here if they are short, and run the session."""
         limit = self.frontend.check_ready().max_model_len
-        num_characters, is_ascii = 0, True
         for prompt in task.prompts:
             if isinstance(prompt, str):
-                num_characters += len(prompt)
-                is_ascii = is_ascii and prompt.isascii()
                 self.tokenizer.check_fits(prompt, limit, param=task.param)
-        if num_characters and not self.tokenizer.is_short(num_characters, is_ascii):
-            later = asyncio.get_running_loop().create_task(self._encode_and_run(task))
+        self.encode(
+            task.request,
+            task.exchange,
+            task.prompts,
+            partial(self._run, task),
+            add_special_tokens=task.add_special_tokens,
+        )
+
+    def encode(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        prompts: Sequence[Prompt],
+        then: Callable[[list[list[int]]], None],
+        *,
+        add_special_tokens: bool,
+    ) -> None:
+        """Call ``then`` with the prompts' token ids: at once, or later if they are long."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if texts and not self.tokenizer.is_short(
+            sum(map(len, texts)), all(text.isascii() for text in texts)
+        ):
+            later = asyncio.get_running_loop().create_task(
+                self._encode_later(request, exchange, prompts, then, add_special_tokens)
+            )
             self._tasks.add(later)
             later.add_done_callback(self._tasks.discard)
             return
-        encode = self.tokenizer.encode_prompt if task.add_special_tokens else self.tokenizer.encode
-        self._run(task, [encode(p) if isinstance(p, str) else p for p in task.prompts])
+        encode = self.tokenizer.encode_prompt if add_special_tokens else self.tokenizer.encode
+        then([encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts])
 
-    async def _encode_and_run(self, task: Task) -> None:
+    async def _encode_later(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        prompts: Sequence[Prompt],
+        then: Callable[[list[list[int]]], None],
+        add_special_tokens: bool,
+    ) -> None:
         try:
             encoded = []
-            for prompt in task.prompts:
+            for prompt in prompts:
                 if isinstance(prompt, str):
                     prompt = await self.tokenizer.encode_async(
-                        prompt, add_special_tokens=task.add_special_tokens
+                        prompt, add_special_tokens=add_special_tokens
                     )
                 encoded.append(prompt)
-                if task.exchange.closed:
+                if exchange.closed:
                     return
-            self._run(task, encoded)
+            then(encoded)
         except MinisglError as error:
-            self._fail(task.request, task.exchange, error)
+            self._fail(request, exchange, error)
         except Exception:
             log.exception("a request failed while its prompt was encoded")
-            self._fail(task.request, task.exchange, MinisglError("Internal server error."))
+            self._fail(request, exchange, MinisglError("Internal server error."))
 
     def _run(self, task: Task, prompts: list[list[int]]) -> None:
         frontend = self.frontend
@@ -161,7 +189,7 @@ class Pipeline:
                 )
         session = Session(
             frontend,
-            self._metrics,
+            self.metrics,
             task.exchange,
             task.make_format(prompts),
             route=task.route,

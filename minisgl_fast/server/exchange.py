@@ -17,7 +17,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from minisgl_fast.errors import MinisglError
-from minisgl_fast.server.errors_json import error_body, error_headers
+from minisgl_fast.server.error_shapes import shaped_error
+from minisgl_fast.server.errors_json import error_headers
 
 if TYPE_CHECKING:
     from minisgl_fast.server.http import HttpConnection
@@ -46,8 +47,6 @@ class Exchange:
                    before the answer is complete; the exchange is closed by then
     on_resume      called when ``paused`` went back to False
     request        the request answered; set ``request.body`` to b"" once it is parsed
-    error_body     makes the body of an error answer from the error and the request id; set for a
-                   route whose errors have a form of their own
     context        free for the handler (the session of a generation, an access-log record)
     status         the status that was answered, 0 before
     """
@@ -59,7 +58,6 @@ class Exchange:
         "_keep_alive",
         "_state",
         "context",
-        "error_body",
         "on_disconnect",
         "on_resume",
         "paused",
@@ -78,7 +76,6 @@ class Exchange:
         self.on_resume: Callable[[], None] | None = None
         self.paused = False
         self.context: object = None
-        self.error_body: Callable[[MinisglError, str], bytes] = error_body
         self.status = 0
 
     @property
@@ -122,7 +119,7 @@ class Exchange:
         if self._state == _STREAMING:
             self.abort()
             return
-        body = self.error_body(error, self.request.request_id)
+        body = shaped_error(error, self.request.request_id, self.request.path)
         self.respond(error.http_status, body, JSON, (*error_headers(error), *headers))
 
     def start_stream(self, content_type: bytes = EVENT_STREAM, headers: Headers = ()) -> None:
