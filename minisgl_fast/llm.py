@@ -90,7 +90,7 @@ class LLM:
                 stream = self._stream(params)
                 streams[self._add(output.prompt_ids, params, index)] = (output, stream)
             while streams:
-                for _, payload in self._engine.step():
+                for _, _, payload in self._engine.step():
                     self._deliver(payload, params, streams)
                 self._progress("generate", len(outputs) - len(streams), len(outputs))
         finally:

@@ -9,7 +9,15 @@ from typing import Any
 
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.wire import FinishReason, pack_add, unpack_step
+from minisgl_fast.wire import (
+    FinishReason,
+    FrameKind,
+    LogprobsRecord,
+    pack_add,
+    unpack_embedding,
+    unpack_logprobs,
+    unpack_step,
+)
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -21,6 +29,36 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     reason: FinishReason = FinishReason.RUNNING
     num_cached: int = -1
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    embedding: list[float] | None = None
+
+
+@dataclass
+class TokenLogprobs:
+    """Of one token: its own, the largest as (id, value) and those of ids asked for by name."""
+
+    position: int
+    token: int
+    chosen: float
+    top: list[tuple[int, float]]
+    of_ids: list[float]
+
+
+def split_record(record: LogprobsRecord) -> list[TokenLogprobs]:
+    num_top = record.num_top
+    num_ids = len(record.id_values) // len(record.tokens)
+    tops = list(zip(record.top_ids, record.top_values, strict=True))
+    return [
+        TokenLogprobs(
+            record.position + i,
+            token,
+            record.chosen[i],
+            tops[i * num_top : (i + 1) * num_top],
+            list(record.id_values[i * num_ids : (i + 1) * num_ids]),
+        )
+        for i, token in enumerate(record.tokens)
+    ]
 
 
 class EngineDriver:
@@ -38,10 +76,13 @@ class EngineDriver:
         seed: int = 0,
         max_tokens: int = 16,
         channel: int = 0,
+        **asked: Any,
     ) -> int:
         rid = len(self.results)
         self.results[rid] = Result()
-        payload = pack_add(rid, params, array("i", prompt), seed=seed, max_tokens=max_tokens)
+        payload = pack_add(
+            rid, params, array("i", prompt), seed=seed, max_tokens=max_tokens, **asked
+        )
         self.engine.add(channel, payload)
         return rid
 
@@ -49,7 +90,15 @@ class EngineDriver:
         self.engine.abort(0, rid)
 
     def step(self) -> None:
-        for _, payload in self.engine.step():
+        for _, kind, payload in self.engine.step():
+            if kind == FrameKind.LOGPROBS:
+                self._take_logprobs(payload)
+                continue
+            if kind == FrameKind.EMBEDDING:
+                rid, vector = unpack_embedding(payload)
+                assert self.results[rid].embedding is None
+                self.results[rid].embedding = list(vector)
+                continue
             rows, first = unpack_step(payload)
             for rid, num_cached in first:
                 assert self.results[rid].num_cached == -1, "cached tokens are told once"
@@ -60,6 +109,14 @@ class EngineDriver:
                 if token >= 0:
                     result.tokens.append(token)
                 result.reason = FinishReason(reason)
+
+    def _take_logprobs(self, payload: bytes) -> None:
+        for record in unpack_logprobs(payload):
+            result = self.results[record.rid]
+            assert result.reason == FinishReason.RUNNING, "they come before the last row"
+            assert not (record.is_prompt and result.tokens), "a prompt's come before its first row"
+            of_kind = result.prompt_logprobs if record.is_prompt else result.logprobs
+            of_kind += split_record(record)
 
     def run(self) -> None:
         """Step until nothing is left, and check that nothing is held."""

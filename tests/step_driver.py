@@ -227,4 +227,5 @@ class Driver:
         """Logits [len(chunks), vocab] of the last token of each chunk."""
         step = on_device(self.step(chunks, use_last_token), self.device)
         self.backend.apply_updates(step, self.state)
-        return self.model.forward(step, self.state, self.kv)
+        hidden = self.model.forward(step, self.state, self.kv)
+        return self.model.logits(hidden.index_select(0, step.sample_rows))

@@ -210,7 +210,7 @@ def first_token_times(engine: Engine, prompts: Prompts) -> list[float]:
     for rid, prompt in enumerate(prompts):
         engine.add(0, pack_add(rid, params, prompt, seed=0, max_tokens=2))
     while engine.has_work:
-        for _, payload in engine.step():
+        for _, _, payload in engine.step():
             rows, _ = unpack_step(payload)
             for rid, _, _ in rows:
                 times.setdefault(rid, time.perf_counter() - start_s)

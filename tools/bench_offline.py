@@ -94,7 +94,7 @@ def run(engine: Engine, requests: list[Request], temperature: float = 0.6) -> Ru
         engine.add(0, payload)
     num_output = 0
     while engine.has_work:
-        for _, payload in engine.step():
+        for _, _, payload in engine.step():
             num_output += len(unpack_step(payload)[0])
     duration = time.perf_counter() - start
     expected = sum(request.num_output for request in requests)

@@ -48,7 +48,7 @@ class Load:
             self._open.discard(rid)
             self._engine.abort(0, rid)
             self.num_aborted += 1
-        for _, payload in self._engine.step():
+        for _, _, payload in self._engine.step():
             for rid, _, reason in unpack_step(payload)[0]:
                 if reason == FinishReason.ERROR:
                     raise SystemExit(f"request {rid} ended with an error")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl_fast.backend.cuda_gemm import MAX_NORM_ROWS, SmallGemm
-from minisgl_fast.backend.interface import Matrix, Norm
+from minisgl_fast.backend.interface import MIN_LOGIT_ROWS, Matrix, Norm
 from minisgl_fast.backend.kernel import get_kernel
 
 SILU_BLOCK = 128
@@ -27,7 +27,8 @@ class Linears:
         self._silu_mul = get_kernel("silu_mul", "silu_mul")
         # Rows of whole 16-byte loads, at one address for all CUDA graphs and the sampler.
         stride = -(-vocab_size // 8) * 8
-        self._logits = torch.empty(max_samples, stride, dtype=torch.bfloat16, device=device)
+        num_rows = max(max_samples, MIN_LOGIT_ROWS)
+        self._logits = torch.empty(num_rows, stride, dtype=torch.bfloat16, device=device)
 
     def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
         """[num_rows, out]."""

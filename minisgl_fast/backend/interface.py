@@ -42,6 +42,9 @@ class Matrix:
     reordered: bool = False  # in an order of the backend's own
 
 
+# How many rows ``Backend.logits`` takes even if no step may have so many samples.
+MIN_LOGIT_ROWS = 64
+
 # RMSNorm before a product: its weight [in], and eps.
 Norm = tuple[Tensor, float]
 
@@ -94,7 +97,13 @@ class Backend(Protocol):
         """[n, out / 2]: silu(first half) * second half of the product of the normed x."""
 
     def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        """As ``linear``, for the vocabulary; valid until the next call."""
+        """As ``linear``, for the vocabulary; valid until the next call.
+
+        x has as many rows as a step may have samples, or up to MIN_LOGIT_ROWS.
+        """
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The norm of each row of x [n, hidden], by itself."""
 
     def prepare_qkv(
         self,
@@ -124,6 +133,9 @@ class Backend(Protocol):
         self, logits: Tensor, step: StepTensors, state: DeviceState, vocab_limit: int
     ) -> Tensor:
         """int32 [num_samples] by the rules of ``backend/sampling.py``; -1 for a broken row.
+
+        Leaves ``logits`` as they are: log-probabilities are computed from them afterwards
+        (``backend/logprobs.py``).
 
         Also sets ``state.last_token`` of the sampled slots (0 for a broken row) and counts the
         token in ``state.counts`` for rows with penalties.

@@ -58,6 +58,7 @@ class CudaExecutor:
             step = step_tensors(self._views, Counts.of(plan))
             logits = self._runner.forward(step, plan.histories)
         tokens = self._runner.sample(step, logits)
+        buffers.outputs = self._runner.outputs(plan.spans, logits, tokens)
         buffers.tokens[: step.num_samples].copy_(tokens, non_blocking=True)
         self._events[id(buffers)].record()
 

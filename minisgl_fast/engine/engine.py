@@ -1,7 +1,7 @@
 """Engine: scheduler and model runner as one overlapped step loop, without any I/O.
 
-Requests come in as ADD payloads and go out as STEP payloads (wire.py), so that the engine process
-(worker.py) and the Python API (llm.py) drive the same code.
+Requests come in as ADD payloads and go out as frames of results (wire.pyx), so that the engine
+process (worker.py) and the Python API (llm.py) drive the same code.
 
 The overlapped step: ``step`` schedules and launches step N+1 while the device still works on step
 N, then waits for N and commits its tokens. A decode row takes its input token from the device, so
@@ -72,8 +72,11 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._in_flight) or self._scheduler.has_work()
 
-    def step(self) -> list[tuple[int, bytes]]:
-        """Launch the next step if there is one, commit the oldest that is due; STEP payloads."""
+    def step(self) -> list[tuple[int, int, bytes]]:
+        """Launch the next step if there is one, commit the oldest that is due.
+
+        The frames that came of it: (channel, kind, payload).
+        """
         launched = False
         if len(self._in_flight) < self._max_in_flight:
             buffers = self._free[0]
@@ -84,10 +87,10 @@ class Engine:
                 self._in_flight.append(buffers)
         if self._in_flight and (not launched or len(self._in_flight) == self._max_in_flight):
             buffers = self._in_flight.popleft()
-            self._scheduler.commit(buffers.plan, self._executor.collect(buffers))
+            tokens = self._executor.collect(buffers)
+            self._scheduler.commit(buffers.plan, tokens, buffers.collected_outputs())
             self._free.append(buffers)
-        frames: list[tuple[int, bytes]] = self._scheduler.take_frames()
-        return frames
+        return self._scheduler.take_frames()
 
     def flush_cache(self) -> bool:
         """Forget every cached prefix; only when idle."""
@@ -107,6 +110,7 @@ class Engine:
         return {
             "max_model_len": runner.sizes.max_model_len,
             "vocab_size": runner.model_config.vocab_size,
+            "hidden_size": runner.model_config.hidden_size,
             "num_pages": runner.sizes.num_pages,
             "page_size": runner.sizes.page_size,
             "max_running_requests": runner.sizes.max_seqs,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minisgl_fast.backend.step import StepTensors
+from minisgl_fast.engine.outputs import Output, to_bytes
 from minisgl_fast.engine.runner import ModelRunner
 from minisgl_fast.progress import Progress
 from minisgl_fast.sched.plan import PlanCapacity, StepPlan
@@ -28,12 +29,13 @@ FLOAT_SECTIONS = frozenset(
 
 
 class StepBuffers:
-    """One plan with the host memory it lives in, and the place where its tokens arrive."""
+    """One plan with the host memory it lives in, and the place where its results arrive."""
 
     def __init__(self, capacity: PlanCapacity, *, pinned: bool) -> None:
         self.words = torch.zeros(capacity.num_words, dtype=torch.int32, pin_memory=pinned)
         self.plan = StepPlan(self.words.data_ptr(), capacity)
         self.tokens = torch.zeros(capacity.max_seqs, dtype=torch.int32, pin_memory=pinned)
+        self.outputs: list[Output] = []  # of plan.spans
         # The scheduler reads the tokens through the buffer protocol, which tensors do not have.
         memory = (ctypes.c_int32 * capacity.max_seqs).from_address(self.tokens.data_ptr())
         self._token_view = memoryview(memory).cast("B").cast("i")
@@ -41,6 +43,13 @@ class StepBuffers:
     def collected(self) -> memoryview:
         """The tokens of the plan's samples, int32."""
         return self._token_view[: self.plan.num_samples]
+
+    def collected_outputs(self) -> list[bytes | None]:
+        """What the plan's spans brought; to be asked for once, after ``collect``."""
+        if not self.outputs:
+            return []
+        outputs, self.outputs = self.outputs, []
+        return to_bytes(outputs)
 
 
 class Executor(Protocol):
@@ -53,7 +62,10 @@ class Executor(Protocol):
         """Start the step of ``buffers.plan``."""
 
     def collect(self, buffers: StepBuffers) -> memoryview:
-        """Wait for a launched step; its tokens, int32 [num_samples]."""
+        """Wait for a launched step; its tokens, int32 [num_samples].
+
+        Then ``buffers.outputs`` are on the host too.
+        """
 
     def close(self) -> None:
         """Wait for what is in flight and let the device go."""
@@ -76,7 +88,9 @@ class CpuExecutor:
     @torch.inference_mode()
     def collect(self, buffers: StepBuffers) -> memoryview:
         step = self._launched.pop(id(buffers))
-        tokens = self._runner.sample(step, self._runner.forward(step, buffers.plan.histories))
+        logits = self._runner.forward(step, buffers.plan.histories)
+        tokens = self._runner.sample(step, logits)
+        buffers.outputs = self._runner.outputs(buffers.plan.spans, logits, tokens)
         buffers.tokens[: step.num_samples].copy_(tokens)
         return buffers.collected()
 

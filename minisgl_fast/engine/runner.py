@@ -1,7 +1,8 @@
 """ModelRunner: the model with its cache and per-slot state, on one device.
 
-``forward`` and ``sample`` compute one step from its tensors; how a filled plan gets to the device and
-its tokens back is the executor's part: executor.py for a CPU, cuda_executor.py for a GPU.
+``forward`` and ``sample`` compute one step from its tensors, ``outputs`` what it brings beside
+tokens; how a filled plan gets to the device and its results back is the executor's part:
+executor.py for a CPU, cuda_executor.py for a GPU.
 
 Rules: every size is fixed here, before the first request; nothing here looks at a sampled token.
 """
@@ -21,11 +22,13 @@ from minisgl_fast.backend.reference import pick_num_threads
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.config import Config
 from minisgl_fast.engine.memory import plan_sizes
+from minisgl_fast.engine.outputs import Output, compute
 from minisgl_fast.errors import ConfigError
 from minisgl_fast.model.config import ModelConfig
 from minisgl_fast.model.qwen3 import Qwen3
 from minisgl_fast.model.weights import dummy_weights, load_weights
 from minisgl_fast.progress import Progress
+from minisgl_fast.sched.plan import Span
 
 # (slot, token ids, how many of them are the prompt): StepPlan.histories
 History = tuple[int, "array[int]", int]
@@ -91,8 +94,25 @@ class ModelRunner:
         self.backend.apply_updates(step, self.state)
         for slot, tokens, num_prompt in histories:
             self.backend.reset_counts(self.state, slot, tokens, num_prompt)
-        return self._model.forward(step, self.state, self._kv)
+        hidden = self._hidden = self._model.forward(step, self.state, self._kv)
+        if step.num_samples < step.num_tokens:  # else every token is sampled, in order
+            hidden = hidden.index_select(0, step.sample_rows)
+        return self._model.logits(hidden)
 
     def sample(self, step: StepTensors, logits: Tensor) -> Tensor:
-        """The rest of it; the sampled tokens [num_samples] int32 on the device."""
+        """The rest of it; the sampled tokens [num_samples] int32 on the device.
+
+        ``logits`` are left as they are.
+        """
         return self.backend.sample(logits, step, self.state, self._vocab_limit)
+
+    def outputs(self, spans: Sequence[Span], logits: Tensor, tokens: Tensor) -> list[Output]:
+        """What the step of the latest ``forward`` brings beside tokens; after ``sample``.
+
+        The copies to the host are under way: ``engine.outputs.to_bytes`` reads them when the device
+        has come that far. Spans of prompts need the ``forward`` to have run by itself, not as part
+        of a graph.
+        """
+        if not spans:
+            return []
+        return compute(spans, self._model, self._hidden, logits, tokens, self._vocab_limit)

@@ -95,9 +95,9 @@ def _serve(engine: Engine, channels: list[EngineChannel]) -> None:
         if not live:
             return
         if engine.has_work or any(received):
-            for number, payload in engine.step():
+            for number, kind, payload in engine.step():
                 if number in live:
-                    live[number].send(FrameKind.STEP, payload)
+                    live[number].send(kind, payload)
         idle = not engine.has_work
         now = time.monotonic()
         if idle or now - last_stats_s >= STATS_INTERVAL_S:

@@ -4,7 +4,8 @@
 
 The backend, which is passed in, does every operation; it may fuse a product with the norm before
 it or with what follows. The tokens of all sequences lie one after another, without padding. Only
-rows that are sampled reach the last norm and the vocabulary projection.
+rows that are sampled, or asked for by log-probabilities and embeddings, reach the last norm and the
+vocabulary projection.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Qwen3:
         self._backend = backend
         self._embed_tokens = weights.embed_tokens
         self._layers = [_Layer(config, layer, backend) for layer in weights.take_layers()]
+        self.vocab_size = config.vocab_size
         self._norm = weights.norm, config.rms_norm_eps
         self._lm_head = backend.make_matrix(weights.lm_head)
         self._rope_table = rope_table(
@@ -32,13 +34,19 @@ class Qwen3:
         )
 
     def forward(self, step: StepTensors, state: DeviceState, kv: KVCache) -> Tensor:
-        """Run one step; logits [num_samples, vocab_size] in the model's dtype."""
+        """Run the layers; [num_tokens, hidden_size] in the model's dtype, before the last norm."""
         hidden = self._backend.embed(step, state, self._embed_tokens)
         for index, layer in enumerate(self._layers):
             hidden = layer.attention(hidden, step, state, kv.layer(index), self._rope_table)
             hidden = layer.mlp(hidden)
-        if step.num_samples < step.num_tokens:  # else every token is sampled, in order
-            hidden = hidden.index_select(0, step.sample_rows)
+        return hidden
+
+    def normalize(self, hidden: Tensor) -> Tensor:
+        """The last norm of rows [n, hidden_size] of ``forward``."""
+        return self._backend.rms_norm(hidden, *self._norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, vocab_size] of rows [n, hidden_size] of ``forward``; valid until the next call."""
         return self._backend.logits(hidden, self._lm_head, self._norm)
 
 

@@ -1,6 +1,6 @@
 """C view of StepPlan: the sections as pointers, and the writers that the scheduler calls."""
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uint8_t
 
 cdef enum:
     # words of the header
@@ -35,6 +35,19 @@ cdef struct Sampling:
     int32_t flags
 
 
+cdef class Span:
+    """Rows of a step that bring more than tokens; see plan.pyx."""
+    cdef readonly int32_t seq
+    cdef readonly int32_t sample
+    cdef readonly uint8_t task
+    cdef readonly int32_t first_row
+    cdef readonly int32_t num_rows
+    cdef readonly int32_t position
+    cdef readonly int32_t num_top
+    cdef readonly object targets
+    cdef readonly object ids
+
+
 cdef class PlanCapacity:
     cdef readonly int32_t max_tokens
     cdef readonly int32_t max_seqs
@@ -47,6 +60,7 @@ cdef class PlanCapacity:
 cdef class StepPlan:
     cdef readonly PlanCapacity capacity
     cdef readonly list histories
+    cdef readonly list spans
     cdef readonly bint in_flight
 
     cdef int32_t *header

@@ -6,6 +6,19 @@ class SampleFlag(IntEnum):
     HAS_BIAS = 2
     HAS_MASK = 4
 
+class Span:
+    """Rows of one sequence in a step whose results are more than a token."""
+
+    seq: int
+    sample: int
+    task: int
+    first_row: int
+    num_rows: int
+    position: int
+    num_top: int
+    targets: array[int]
+    ids: array[int]
+
 class PlanCapacity:
     """Upper bounds of one plan; ``num_words`` is the size of its buffer in int32."""
 
@@ -22,6 +35,7 @@ class StepPlan:
 
     capacity: PlanCapacity
     histories: list[tuple[int, array[int], int]]
+    spans: list[Span]
     in_flight: bool
     def __init__(self, address: int, capacity: PlanCapacity) -> None: ...
     def offsets(self) -> dict[str, tuple[int, int]]: ...

@@ -76,13 +76,31 @@ cdef class PlanCapacity:
         )
 
 
+cdef class Span:
+    """Rows of one sequence in a step whose results are more than a token. In order of ``seq``.
+
+    sample >= 0: the log-probabilities of the token that this sample brings. Else task GENERATE:
+    those of ``targets``, which stand at ``position`` and behind it, each from the hidden state one
+    before, in rows first_row .. first_row + num_rows - 1 of the step. Else an embedding: the last
+    of the rows, or the sum of all, after the last norm; ``position`` is that of the first row.
+
+    With log-probabilities come the ``num_top`` largest and those of ``ids`` (int32).
+    """
+
+    def __repr__(self):
+        return (
+            f"Span(seq={self.seq}, sample={self.sample}, task={self.task}, "
+            f"rows={self.first_row}+{self.num_rows}, position={self.position})"
+        )
+
+
 cdef class StepPlan:
     """One step over memory that the caller owns and keeps alive.
 
     ``address`` is the ``data_ptr`` of at least ``capacity.num_words`` int32 on a 4-byte boundary (a
     pinned tensor, or an ``array.array``). ``histories`` lists (slot, tokens, num_prompt) of the
     requests with penalties that were admitted in this step: the runner resets the token counts of
-    those slots before it samples.
+    those slots before it samples. ``spans`` lists what the step brings beside tokens.
     """
 
     def __init__(self, uintptr_t address, PlanCapacity capacity not None):
@@ -131,6 +149,7 @@ cdef class StepPlan:
         self.q_start[0] = 0
         self.bias_start[0] = 0
         self.histories = []
+        self.spans = []
 
     cdef void add_update(self, int32_t slot, int32_t column, int32_t page) noexcept:
         cdef int32_t i = self.header[NUM_UPDATES]

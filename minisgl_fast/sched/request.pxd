@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
-from minisgl_fast.sched.plan cimport Sampling, StepPlan
+from minisgl_fast.sched.plan cimport Sampling, Span, StepPlan
 from minisgl_fast.sched.radix cimport RadixCache
 from minisgl_fast.wire cimport StepRows
 
@@ -17,6 +17,8 @@ cdef enum RequestState:
 cdef class Channel:
     cdef int64_t number
     cdef StepRows rows
+    cdef list logprobs    # the parts of its next LOGPROBS frame
+    cdef list embeddings  # the payloads of its next EMBEDDING frames
     cdef dict requests
 
 
@@ -52,11 +54,13 @@ cdef class Request:
     cdef vector[float] bias_values
     cdef vector[int32_t] banned_ids
 
-    cdef int32_t num_top          # how many of the largest log-probabilities; -1: none at all
-    cdef int32_t next_logprob     # first prompt position whose log-probability is still due
+    cdef int32_t num_top           # of the largest log-probabilities of sampled tokens; -1: none
     cdef vector[int32_t] logprob_ids
+    cdef int32_t next_row          # the hidden states that are still due:
+    cdef int32_t end_row           # positions next_row .. end_row - 1
+    cdef vector[double] embedding  # its sum so far
     cdef uint8_t task
-    cdef bytes grammar            # empty: any token may follow
+    cdef bytes grammar             # empty: any token may follow
 
     @staticmethod
     cdef Request unpack(Channel channel, bytes payload, int32_t max_model_len, list eos_ids)
@@ -66,7 +70,13 @@ cdef class Request:
     cdef int finish_reason(self, int32_t token) noexcept
     cdef void emit(self, int32_t token, int reason) noexcept
     cdef tuple history(self)
+    cdef int32_t num_matchable(self) noexcept
     cdef void add_sample(self, StepPlan plan) noexcept
+    cdef void add_due_rows(self, StepPlan plan, int32_t first, int32_t last)
+    cdef Span make_span(
+        self, StepPlan plan, int32_t sample, int32_t first_row, int32_t num_rows, int32_t position
+    )
+    cdef void take_output(self, Span span, int32_t token, bytes output)
 
     cdef void hold(
         self, RadixCache cache, const int32_t *matched, int32_t num_matched, int32_t num_pages,

@@ -13,19 +13,26 @@ at (re)admission: below it the request is prefilled in chunks from ``tokens``, f
 decodes one pending token after the other.
 A preempted request keeps its tokens, starts again with all other counters at 0, and goes on.
 
+A request may ask for more than tokens: log-probabilities of its prompt, or an embedding. For that
+the hidden states at positions next_row .. end_row - 1 are still due. They are launched once and in
+order; what comes of them is sent even if the request is preempted meanwhile, so a preempted request
+goes on from there. A match in the prefix cache never covers a position that is due.
+
 Its row of pages and the path of nodes it references are explained in radix.pyx. A row grows by
 ``append_page`` alone, which also tells the device's page table.
 """
 
 from cpython.array cimport array as c_array
 from cpython.array cimport clone
+from cpython.bytes cimport PyBytes_AS_STRING
 from libc.string cimport memcpy
 
 from array import array
 
 from minisgl_fast.errors import EngineError
-from minisgl_fast.sched.plan cimport HAS_PENALTIES
-from minisgl_fast.wire cimport EOS, IGNORE_EOS, LENGTH, STOP_TOKEN, AddHeader
+from minisgl_fast.wire import logprobs_header, pack_embedding
+from minisgl_fast.sched.plan cimport HAS_PENALTIES, NUM_SAMPLES, NUM_SEQS, NUM_TOKENS
+from minisgl_fast.wire cimport EMBED_MEAN, EOS, GENERATE, IGNORE_EOS, LENGTH, STOP_TOKEN, AddHeader
 from minisgl_fast.wire cimport RUNNING as GOES_ON
 
 cdef c_array NO_TOKENS = array("i")
@@ -38,6 +45,8 @@ cdef class Channel:
     def __init__(self, int64_t number):
         self.number = number
         self.rows = StepRows()
+        self.logprobs = []
+        self.embeddings = []
         self.requests = {}
 
 
@@ -64,7 +73,7 @@ cdef class Request:
         request.num_prompt = <int32_t>header.num_prompt
         request.num_cached = -1
         request.max_total = <int32_t>min(
-            <int64_t>header.num_prompt + max(header.max_tokens, 1), <int64_t>max_model_len
+            <int64_t>header.num_prompt + max(header.max_tokens, 0), <int64_t>max_model_len
         )
         request.min_total = <int32_t>min(
             <int64_t>header.num_prompt + max(header.min_tokens, 0), <int64_t>max_model_len
@@ -82,10 +91,14 @@ cdef class Request:
         data += header.num_bias * sizeof(float)
         data = _read(data, header.num_logprob_ids, request.logprob_ids)
         request.num_top = header.num_top_logprobs
-        request.next_logprob = max(header.prompt_logprobs_from, 1)
-        if header.prompt_logprobs_from < 0:
-            request.next_logprob = request.num_prompt
         request.task = header.task
+        request.next_row = request.end_row = request.num_prompt
+        if header.task != GENERATE:
+            request.max_total = request.num_prompt
+            request.next_row = 0 if header.task == EMBED_MEAN else request.num_prompt - 1
+        elif header.prompt_logprobs_from >= 0:
+            request.next_row = max(header.prompt_logprobs_from - 1, 0)
+            request.end_row = request.num_prompt - 1
         request.grammar = data[: header.num_grammar_bytes]
         if request.min_total > request.num_prompt:
             request.banned_ids = request.eos_ids
@@ -136,15 +149,19 @@ cdef class Request:
 
     cdef tuple history(self):
         """The entry of ``plan.histories``."""
-        cdef size_t size = self.tokens.size()
-        cdef c_array tokens = clone(NO_TOKENS, size, False)
-        memcpy(tokens.data.as_voidptr, self.tokens.data(), size * sizeof(int32_t))
-        return self.slot, tokens, self.num_prompt
+        return self.slot, _copy(self.tokens.data(), self.tokens.size()), self.num_prompt
+
+    cdef int32_t num_matchable(self) noexcept:
+        """How many tokens may come from the prefix cache: not all, and none that is due."""
+        cdef int32_t most = <int32_t>self.tokens.size() - 1
+        return min(most, self.next_row) if self.next_row < self.end_row else most
 
     cdef void add_sample(self, StepPlan plan) noexcept:
         """Sample one more token in this step."""
         cdef int32_t position = self.num_tokens()
         cdef size_t i
+        if self.num_top >= 0:
+            plan.spans.append(self.make_span(plan, plan.header[NUM_SAMPLES], 0, 1, position))
         plan.add_sample(self.slot, position, &self.sampling)
         for i in range(self.bias_ids.size()):
             plan.add_bias(self.bias_ids[i], self.bias_values[i])
@@ -152,6 +169,66 @@ cdef class Request:
             for i in range(self.banned_ids.size()):
                 plan.add_bias(self.banned_ids[i], MINUS_INFINITY)
         self.num_pending += 1
+
+    cdef void add_due_rows(self, StepPlan plan, int32_t first, int32_t last):
+        """Ask for what is due of the chunk [first, last), the latest of the plan."""
+        cdef int32_t begin = max(first, self.next_row)
+        cdef int32_t end = min(last, self.end_row)
+        cdef int32_t row
+        cdef Span span
+        if begin >= end:
+            return
+        row = plan.header[NUM_TOKENS] - (last - begin)
+        if self.task == GENERATE:
+            span = self.make_span(plan, -1, row, end - begin, begin + 1)
+            span.targets = _copy(self.tokens.data() + begin + 1, end - begin)
+        else:
+            span = self.make_span(plan, -1, row, end - begin, begin)
+        plan.spans.append(span)
+        self.next_row = end
+
+    cdef Span make_span(
+        self, StepPlan plan, int32_t sample, int32_t first_row, int32_t num_rows, int32_t position
+    ):
+        cdef Span span = Span.__new__(Span)
+        span.seq = plan.header[NUM_SEQS] - 1
+        span.sample = sample
+        span.task = self.task
+        span.first_row = first_row
+        span.num_rows = num_rows
+        span.position = position
+        span.num_top = max(self.num_top, 0)
+        span.targets = NO_TOKENS
+        span.ids = _copy(self.logprob_ids.data(), self.logprob_ids.size())
+        return span
+
+    cdef void take_output(self, Span span, int32_t token, bytes output):
+        """Send what came of a span; ``token`` is that of its sample.
+
+        ``output``: chosen, top ids, top values and values of ids (wire.LogprobsHeader), or the
+        float32 vector.
+        """
+        cdef const float *values
+        cdef size_t i, count
+        if span.task == GENERATE:
+            tokens = span.targets if span.sample < 0 else array("i", (token,))
+            self.channel.logprobs += (
+                logprobs_header(
+                    self.rid, span.sample < 0, span.position, span.num_rows, span.num_top,
+                    len(span.ids),
+                ),
+                tokens.tobytes(), output,
+            )
+            return
+        values = <const float *>PyBytes_AS_STRING(output)
+        count = len(output) // sizeof(float)
+        self.embedding.resize(count)
+        for i in range(count):
+            self.embedding[i] += values[i]
+        if span.position + span.num_rows == self.num_prompt:
+            divisor = self.num_prompt if self.task == EMBED_MEAN else 1
+            mean = array("f", [value / divisor for value in self.embedding])
+            self.channel.embeddings.append(pack_embedding(self.rid, mean.tobytes()))
 
     # Its row of pages
 
@@ -200,6 +277,13 @@ cdef class Request:
         self.num_computed = 0
         self.num_committed = 0
         self.num_published = 0
+
+
+cdef c_array _copy(const int32_t *values, size_t count):
+    cdef c_array copied = clone(NO_TOKENS, count, False)
+    if count:
+        memcpy(copied.data.as_voidptr, values, count * sizeof(int32_t))
+    return copied
 
 
 cdef const char *_read(const char *data, uint32_t count, vector[int32_t] &values) noexcept:

@@ -5,7 +5,7 @@ from libcpp.map cimport map as ordered_map
 from libcpp.pair cimport pair
 from libcpp.vector cimport vector
 
-from minisgl_fast.sched.plan cimport StepPlan
+from minisgl_fast.sched.plan cimport Span, StepPlan
 from minisgl_fast.sched.radix cimport RadixCache
 from minisgl_fast.sched.request cimport Request, RequestState
 
@@ -50,6 +50,7 @@ cdef class Scheduler:
     cdef bint _admit(self, Request request, StepPlan plan)
     cdef void _enter(self, Request request, int32_t num_matched, StepPlan plan)
     cdef bint _grow(self, Request request, StepPlan plan)
+    cdef void _take_output(self, Request request, Span span, int32_t token, object output)
     cdef void _take_token(self, Request request, int32_t token)
     cdef void _finish(self, Request request, int32_t token, int reason)
     cdef void _leave(self, Request request, RequestState state)

@@ -26,6 +26,7 @@ Rules:
 - At least one token of a request is always computed: a match covers at most all tokens but one.
 - Pages of a prompt are published when the step that fills them is planned, so requests that arrive
   together share a prefix; those of an output when its tokens are committed.
+- A request that needs no token (max_tokens 0, embeddings) ends when its prompt is committed.
 """
 
 from cython.operator cimport dereference
@@ -34,11 +35,12 @@ from libcpp.algorithm cimport find
 from minisgl_fast.errors import EngineError
 from minisgl_fast.sched.pages cimport PagePool
 from minisgl_fast.sched.plan cimport (
-    HAS_PENALTIES, NUM_SAMPLES, NUM_SEQS, NUM_TOKENS, NUM_UPDATES, STEP, PlanCapacity,
+    HAS_PENALTIES, NUM_SAMPLES, NUM_SEQS, NUM_TOKENS, NUM_UPDATES, STEP, PlanCapacity, Span,
 )
 from minisgl_fast.sched.request cimport FINISHED, PREEMPTED, RUNNING, WAITING, Channel
-from minisgl_fast.wire cimport ABORTED, ERROR, LENGTH
+from minisgl_fast.wire cimport ABORTED, EMBEDDING, ERROR, LENGTH, LOGPROBS
 from minisgl_fast.wire cimport RUNNING as GOES_ON
+from minisgl_fast.wire cimport STEP as STEP_FRAME
 
 # Room for a full set of users' biases (params.MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS) beside the bans
 # that ordinary requests with min_tokens need.
@@ -138,7 +140,8 @@ cdef class Scheduler:
         # A step writes all its KV before it reads any, so whoever comes next may read it already.
         request.publish(self.cache, last)
         self.budget -= last - first
-        if last == request.num_prefill:
+        request.add_due_rows(plan, first, last)
+        if last == request.num_prefill and request.num_tokens() < request.max_total:
             request.add_sample(plan)
 
     cdef void _admit_waiting(self, StepPlan plan):
@@ -167,7 +170,7 @@ cdef class Scheduler:
                 self._finish(request, -1, ERROR)
             return False
         num_matched = self.cache.match_pages(
-            request.tokens.data(), (num_tokens - 1) >> self.page_shift, request.salt,
+            request.tokens.data(), request.num_matchable() >> self.page_shift, request.salt,
             self.scratch_path.data(),
         )
         if num_pages - num_matched + <int32_t>self.running.size() > (
@@ -241,6 +244,14 @@ cdef class Scheduler:
         return True
 
     # commit
+
+    cdef void _take_output(self, Request request, Span span, int32_t token, object output):
+        """What came of a span of a request that is not finished; None where it is not finite."""
+        if output is None:
+            request.poisoned = True
+            self._finish(request, -1, ERROR)
+        elif span.sample < 0 or token >= 0:
+            request.take_output(span, token, output)
 
     cdef void _take_token(self, Request request, int32_t token):
         """One sampled token of a request that is not finished."""
@@ -360,9 +371,18 @@ cdef class Scheduler:
         plan.in_flight = True
         return True
 
-    def commit(self, StepPlan plan not None, const int32_t[::1] tokens not None):
-        """Take the sampled tokens of the oldest step in flight: int32 [num_samples], -1 for NaN."""
+    def commit(
+        self, StepPlan plan not None, const int32_t[::1] tokens not None, outputs not None=()
+    ):
+        """Take the results of the oldest step in flight.
+
+        ``tokens``: int32 [num_samples], -1 for NaN. ``outputs``: for each of ``plan.spans`` its
+        bytes as Request.take_output has them, None for NaN.
+        """
         cdef Request request
+        cdef Span span
+        cdef Py_ssize_t next_span = 0
+        cdef Py_ssize_t num_spans = len(plan.spans)
         cdef int32_t i
         cdef int32_t sample = 0
         cdef int32_t num_samples = plan.header[NUM_SAMPLES]
@@ -371,6 +391,8 @@ cdef class Scheduler:
             raise EngineError("Steps must be committed once, in the order they were scheduled.")
         if tokens.shape[0] < num_samples:
             raise ValueError(f"{num_samples} tokens were sampled, got {tokens.shape[0]}")
+        if len(outputs) != num_spans:
+            raise ValueError(f"{num_spans} outputs are due, got {len(outputs)}")
         self.num_committed_steps += 1
         plan.in_flight = False
         for i in range(plan.header[NUM_SEQS]):
@@ -378,21 +400,37 @@ cdef class Scheduler:
             left = request.state != RUNNING
             request.inflight -= 1
             request.num_committed += plan.q_start[i + 1] - plan.q_start[i]
+            while next_span < num_spans and (<Span>plan.spans[next_span]).seq == i:
+                span = <Span>plan.spans[next_span]
+                if request.state != FINISHED:
+                    self._take_output(
+                        request, span, tokens[sample] if span.sample >= 0 else -1,
+                        outputs[next_span],
+                    )
+                next_span += 1
             if sample < num_samples and plan.sample_row[sample] == plan.q_start[i + 1] - 1:
                 request.num_pending -= 1
                 if request.state != FINISHED:
                     self._take_token(request, tokens[sample])
                 sample += 1
+            elif request.state != FINISHED and request.num_committed >= request.max_total:
+                self._finish(request, -1, LENGTH)
             if left:
                 self._settle(request)
 
     def take_frames(self):
-        """[(channel, STEP payload)] of all rows since the last call."""
+        """[(channel, frame kind, payload)] of all that came of steps since the last call."""
         cdef Channel home
         frames = []
         for home in self.channels.values():
+            if home.logprobs:
+                frames.append((home.number, LOGPROBS, b"".join(home.logprobs)))
+                home.logprobs = []
+            if home.embeddings:
+                frames += [(home.number, EMBEDDING, payload) for payload in home.embeddings]
+                home.embeddings = []
             if not home.rows.rids.empty():
-                frames.append((home.number, home.rows.pack()))
+                frames.append((home.number, STEP_FRAME, home.rows.pack()))
         return frames
 
     def has_work(self):

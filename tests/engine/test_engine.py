@@ -460,6 +460,7 @@ def test_the_facts_tell_the_sizes_and_the_warm_up_leaves_no_trace(start: Start) 
     assert driver.engine.facts() == {
         "max_model_len": 1000,
         "vocab_size": 320,
+        "hidden_size": 64,
         "num_pages": 128,
         "page_size": PAGE_SIZE,
         "max_running_requests": 8,

@@ -26,6 +26,7 @@ HOT = SamplingParams(temperature=1.5, ignore_eos=True)
 FACTS = {
     "max_model_len": 1024,
     "vocab_size": 320,
+    "hidden_size": 64,
     "num_pages": 64,
     "page_size": 16,
     "max_running_requests": 4,

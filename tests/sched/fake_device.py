@@ -200,7 +200,7 @@ class FakeEngine:
                     assert written.setdefault(page, step.seq_slot[i]) == step.seq_slot[i]
 
     def take(self):
-        for channel, payload in self.scheduler.take_frames():
+        for channel, _, payload in self.scheduler.take_frames():
             rows, firsts = unpack_step(payload)
             for rid, num_cached in firsts:
                 assert (channel, rid) not in self.cached

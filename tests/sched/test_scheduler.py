@@ -382,7 +382,7 @@ def test_frames_are_packed_per_channel():
     assert scheduler.take_frames() == []
     assert scheduler.schedule(plan)
     scheduler.commit(plan, array("i", [50, 51, 52]))
-    frames = {channel: unpack_step(payload) for channel, payload in scheduler.take_frames()}
+    frames = {channel: unpack_step(payload) for channel, _, payload in scheduler.take_frames()}
     length = FinishReason.LENGTH
     assert frames == {
         0: ([(3, 50, length)], [(3, 0)]),

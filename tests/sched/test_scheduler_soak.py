@@ -73,7 +73,7 @@ def test_a_hundred_thousand_requests_leak_nothing(overlap):
             plan, memory = in_flight.popleft()
             scheduler.commit(plan, tokens[num_steps % 200])
             plans.append((plan, memory))
-        for channel, payload in scheduler.take_frames():
+        for channel, _, payload in scheduler.take_frames():
             for rid, _, reason in unpack_step(payload)[0]:
                 if reason:
                     live[channel].remove(rid)  # exactly one ending, of a request that was live
