@@ -130,6 +130,9 @@ class CudaBackend:
     def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
         return self._linears.logits(x, matrix, norm)
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self._linears.rms_norm(x, weight, eps)
+
     def prepare_qkv(
         self,
         qkv: Tensor,
