@@ -10,6 +10,7 @@ from minisgl_fast.api.chat import Chat
 from minisgl_fast.api.info import Info
 from minisgl_fast.api.messages import Messages
 from minisgl_fast.api.native import Native
+from minisgl_fast.api.ollama import Ollama
 from minisgl_fast.api.openai import OpenAI
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.sampling_fields import SamplingFields, sampling_params
@@ -38,6 +39,7 @@ class Api:
         surfaces = (
             OpenAI(pipeline, self.chat),
             Messages(pipeline, self.chat),
+            Ollama(pipeline, self.chat),
             Native(pipeline),
             Info(pipeline, self.metrics),
         )

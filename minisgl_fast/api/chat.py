@@ -46,6 +46,8 @@ class Chat:
             config.reasoning_parser, config.tool_call_parser, frontend.template.source
         )
         self._outputs = ChatOutputs(formats, frontend.tokenizer)
+        found = {"tools": formats.tools, "thinking": formats.reasoning}
+        self.capabilities = [name for name, form in found.items() if form is not None]
 
     def render(self, body: ChatRequest, messages: Messages) -> str:
         """The prompt's text. RequestError if the model has no place for what is in the request."""

@@ -56,7 +56,8 @@ class Usage:
 class Answer:
     """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id.
 
-    ``message``: the whole message in JSON, where the text is not all of it.
+    ``message``: the whole message in JSON, where the text is not all of it. ``first_time`` and
+    ``last_time``: when its first and last token came, by time.perf_counter().
     """
 
     index: int
@@ -64,6 +65,8 @@ class Answer:
     finish_reason: str
     matched: str | int | None
     message: bytes = b""
+    first_time: float = 0.0
+    last_time: float = 0.0
 
     def end(self) -> bytes:
         """The keys behind the text of a finished choice."""

@@ -88,11 +88,15 @@ class Pipeline:
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def admit(self, request: HttpRequest) -> float:
-        """Refuse what can be refused without looking at the body; returns the time."""
+    def admit(self, request: HttpRequest, *, any_type: bool = False) -> float:
+        """Refuse what can be refused without looking at the body; returns the time.
+
+        ``any_type``: the body is JSON whatever the content type says.
+        """
         self.frontend.check_ready()
         self.frontend.check_room(1)
-        check_content_type(request)
+        if not any_type:
+            check_content_type(request)
         return time.perf_counter()
 
     def params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:

@@ -136,7 +136,14 @@ class Session(Response):
             if reason == "stop":
                 matched = choice.last_token
         self._usage.completion_tokens += choice.num_tokens
-        answer = Answer(choice.index, text, reason, matched)
+        answer = Answer(
+            choice.index,
+            text,
+            reason,
+            matched,
+            first_time=choice.first_time,
+            last_time=choice.last_time,
+        )
         self._answers[choice.index] = answer
         events = self._close_output(choice, answer) if self._outputs else b""
         return events + self._form.closing(answer) if self.streaming else b""

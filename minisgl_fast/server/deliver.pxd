@@ -41,6 +41,7 @@ cdef class Choice:
     cdef string lane_prefix           # for text of a choice that is parsed, as set_lane says
     cdef string lane_suffix
     cdef string lane_bytes
+    cdef readonly double first_time   # of the first token, 0 before it
     cdef readonly double last_time    # of the last token; of the submission before the first one
     cdef string prefix
     cdef string suffix

@@ -31,6 +31,7 @@ class Choice:
     mark_token: int
     mark_token_2: int
     num_at_mark: int
+    first_time: float
     last_time: float
     stopped_by_string: bool
     def __init__(

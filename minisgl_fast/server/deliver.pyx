@@ -316,6 +316,7 @@ cdef class Dispatcher:
     cdef int _token(self, Choice choice, int32_t token, int32_t reason, double now) except -1:
         if token >= 0:
             if choice.num_tokens == 0:
+                choice.first_time = now
                 self.time_to_first_token.add(now - choice.last_time)
             else:
                 self.inter_token.add(now - choice.last_time)

@@ -1,0 +1,158 @@
+"""Ollama's routes: chat and generate, and the lists of models that its clients look at.
+
+Rules: streamed unless told otherwise; a body is JSON whatever its content type says, for Ollama's
+own examples send none; a name may end in ``:latest``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+
+import msgspec
+import orjson
+
+from minisgl_fast.api.body import Body, parse_body
+from minisgl_fast.api.chat import Chat, ChatCall
+from minisgl_fast.api.ollama_format import OllamaFormat, OllamaGenerateFormat
+from minisgl_fast.api.ollama_request import (
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    chat_fields,
+    generate_fields,
+    served_name,
+)
+from minisgl_fast.api.openai_request import check_chat
+from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.api.routes import Route, Routes
+from minisgl_fast.server.exchange import JSON, Exchange
+from minisgl_fast.server.http_rules import HttpRequest
+
+CHAT = "/api/chat"
+GENERATE = "/api/generate"
+# The Ollama whose API this is; clients ask before they use what newer ones have.
+API_VERSION = "0.12.0"
+NEVER = "9999-12-31T23:59:59Z"
+ARCHITECTURE = "transformer"  # clients look for the key "{architecture}.context_length"
+
+
+class ShowRequest(msgspec.Struct):
+    model: str | None = None
+    name: str | None = None
+
+
+class Ollama:
+    """The routes of Ollama's API."""
+
+    def __init__(self, pipeline: Pipeline, chat: Chat) -> None:
+        self._pipeline = pipeline
+        self._chat = chat
+        self._started = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    @property
+    def routes(self) -> Routes:
+        return {
+            ("POST", CHAT): Route(self.chat, "Answer a chat (Ollama)", OllamaChatRequest),
+            ("POST", GENERATE): Route(
+                self.generate, "Complete a prompt (Ollama)", OllamaGenerateRequest
+            ),
+            ("GET", "/api/tags"): Route(self.tags, "List the served model (Ollama)"),
+            ("GET", "/api/ps"): Route(self.running, "List the loaded model (Ollama)"),
+            ("POST", "/api/show"): Route(self.show, "Describe the model (Ollama)", ShowRequest),
+            ("GET", "/api/version"): Route(self.version, "The version of Ollama's API"),
+        }
+
+    def chat(self, request: HttpRequest, exchange: Exchange) -> None:
+        pipeline = self._pipeline
+        received = pipeline.admit(request, any_type=True)
+        asked, _ = parse_body(request.body, OllamaChatRequest)
+        form = OllamaFormat(pipeline.model_name, received)
+        if not asked.messages:
+            self._answer_loaded(CHAT, asked.model, exchange, form)
+            return
+        body, messages = check_chat(chat_fields(asked))
+        call = ChatCall(CHAT, request, exchange, received, form, cuts_to_context=True)
+        self._chat.start(call, body, messages)
+
+    def generate(self, request: HttpRequest, exchange: Exchange) -> None:
+        pipeline = self._pipeline
+        received = pipeline.admit(request, any_type=True)
+        asked, _ = parse_body(request.body, OllamaGenerateRequest)
+        form = OllamaGenerateFormat(pipeline.model_name, received)
+        if not asked.prompt:
+            self._answer_loaded(GENERATE, asked.model, exchange, form)
+            return
+        has_template = bool(pipeline.frontend.template)
+        body, messages = check_chat(generate_fields(asked, has_template=has_template))
+        call = ChatCall(GENERATE, request, exchange, received, form, cuts_to_context=True)
+        self._chat.start(call, body, messages)
+
+    def tags(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._respond(request.path, exchange, {"models": [self._card()]})
+
+    def running(self, request: HttpRequest, exchange: Exchange) -> None:
+        facts = self._pipeline.frontend.facts
+        card = self._card() | {"expires_at": NEVER, "size_vram": 0}
+        if facts is not None:
+            card["context_length"] = facts.max_model_len
+        models = [card] if facts is not None else []
+        self._respond(request.path, exchange, {"models": models})
+
+    def show(self, request: HttpRequest, exchange: Exchange) -> None:
+        asked, _ = parse_body(request.body, ShowRequest)
+        pipeline = self._pipeline
+        pipeline.check_model(served_name(asked.model or asked.name))
+        facts = pipeline.frontend.facts
+        model_info: Body = {
+            "general.architecture": ARCHITECTURE,
+            "general.basename": pipeline.model_name,
+        }
+        if facts is not None:
+            model_info[f"{ARCHITECTURE}.context_length"] = facts.max_model_len
+            model_info[f"{ARCHITECTURE}.vocab_size"] = facts.vocab_size
+        answer = {
+            "modelfile": f"FROM {pipeline.config.model}\n",
+            "parameters": "",
+            "template": pipeline.frontend.template.source,
+            "details": self._details(),
+            "model_info": model_info,
+            "capabilities": ["completion", *self._chat.capabilities],
+            "modified_at": self._started,
+        }
+        self._respond(request.path, exchange, answer)
+
+    def version(self, request: HttpRequest, exchange: Exchange) -> None:
+        self._respond(request.path, exchange, {"version": API_VERSION})
+
+    def _answer_loaded(
+        self, route: str, model: str | None, exchange: Exchange, form: OllamaFormat
+    ) -> None:
+        self._pipeline.check_model(served_name(model))
+        exchange.respond(200, form.loaded(), JSON)
+        self._pipeline.metrics.count_request(route, 200)
+
+    def _respond(self, route: str, exchange: Exchange, answer: Body) -> None:
+        exchange.respond(200, orjson.dumps(answer), JSON)
+        self._pipeline.metrics.count_request(route, 200)
+
+    def _card(self) -> Body:
+        name = self._pipeline.model_name
+        return {
+            "name": name,
+            "model": name,
+            "modified_at": self._started,
+            "size": 0,
+            "digest": hashlib.sha256(name.encode()).hexdigest(),
+            "details": self._details(),
+        }
+
+    def _details(self) -> Body:
+        facts = self._pipeline.frontend.facts
+        return {
+            "parent_model": "",
+            "format": "gguf" if self._pipeline.config.model.endswith(".gguf") else "safetensors",
+            "family": "",
+            "families": None,
+            "parameter_size": "",
+            "quantization_level": facts.dtype if facts is not None else "",
+        }
