@@ -13,14 +13,14 @@ Rules:
   time for the client to read the answer (closing with unread input would reset the connection).
 - No timer per connection or request: a state sets ``deadline`` and the server's sweep looks at it.
 - While the client does not read its answers, no further request is parsed.
-- ``send`` and ``writer`` are the only places where answers reach the transport.
+- ``send`` is the only place where answers reach the transport; ``descriptor`` lets the token loop
+  send past it while the transport has nothing unsent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestTimeoutError
@@ -94,7 +94,10 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(OverloadedError("Too many connections."))
             self._transport.close()
             return
-        self._transport.set_write_buffer_limits(high=server.limits.write_high_water)
+        # On a plain socket any unsent byte marks the client as slow: more text for it then waits
+        # unwritten and is merged. TLS always holds some bytes back.
+        high_water = 0 if self._is_plain() else server.limits.tls_high_water
+        self._transport.set_write_buffer_limits(high=high_water)
         self.deadline = server.now() + server.limits.keep_alive_timeout_s
 
     def data_received(self, data: bytes) -> None:
@@ -149,9 +152,10 @@ class HttpConnection(asyncio.Protocol):
         """Hand bytes of an answer to the transport: the seam of the hot path."""
         self._transport.write(data)
 
-    def writer(self) -> Callable[[bytes], None]:
-        """What ``send`` calls, for the one caller that cannot afford the call in between."""
-        return self._transport.write
+    def descriptor(self) -> int:
+        """The socket under the transport, -1 where its bytes are not plain (TLS)."""
+        sock = self._transport.get_extra_info("socket")
+        return sock.fileno() if sock is not None and self._is_plain() else -1
 
     def exchange_done(self, keep_alive: bool) -> None:
         """The answer is complete: go on with the next request, or close."""
@@ -331,6 +335,9 @@ class HttpConnection(asyncio.Protocol):
         except Exception:
             log.exception("the handler of %s %r failed", request.method, request.path)
             self._handler_failed(exchange, MinisglError("Internal server error."))
+
+    def _is_plain(self) -> bool:
+        return self._transport.get_extra_info("sslcontext") is None
 
     def _handler_failed(self, exchange: Exchange, error: MinisglError) -> None:
         if not exchange.started:

@@ -2,9 +2,9 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp.string cimport string
-from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
+from minisgl_fast.server.outbox cimport Outbox
 from minisgl_fast.text.stream cimport TextStream
 
 cdef enum:
@@ -45,9 +45,12 @@ cdef class Choice:
     cdef readonly double last_time    # of the last token; of the submission before the first one
     cdef string prefix
     cdef string suffix
+    cdef int32_t num_unwritten        # tokens since the choice was last marked
     cdef bint is_dirty
+    cdef Choice next_dirty            # the chain of its response's marked choices
 
     cdef bint in_lane(self) noexcept
+    cdef void append_event(self, const string &prefix, const string &suffix, string &out) noexcept
 
 
 cdef class Response:
@@ -57,17 +60,21 @@ cdef class Response:
     cdef readonly bint is_open        # the head of the stream was sent
     cdef public bint ended            # nothing more is written
     cdef object exchange
-    cdef object write_chunk           # exchange.chunk_writer()
     cdef object text_event
+    cdef int descriptor               # the socket of a stream that may be direct, or -1
+    cdef bint is_direct
     cdef bint is_dirty
-    cdef list dirty
+    cdef Choice first_dirty           # the chain of marked choices
+    cdef Choice last_dirty
     cdef string out
 
-    cpdef write_ready(self)
-    cdef int flush(self) except -1
+    cdef int _write_ready(self) except -1
+    cdef bint _compose(self, Outbox outbox) noexcept
+    cdef int _flush(self) except -1
     cdef int _open(self) except -1
     cdef int _write_choice(self, Choice choice) except -1
-    cdef void _write_text(self, Choice choice, const string &prefix, const string &suffix) noexcept
+    cdef void _mark(self, Choice choice)
+    cdef Choice _take_dirty(self)
 
 
 cdef class Dispatcher:
@@ -78,9 +85,14 @@ cdef class Dispatcher:
     cdef readonly int64_t num_cached
     cdef uint32_t next_rid
     cdef object send_abort
-    cdef unordered_map[uint32_t, void *] open
-    cdef list dirty
+    cdef int32_t stream_interval
+    cdef vector[void *] slots         # the open Choice with rid, at rid modulo the size; owned
+    cdef size_t num_open
+    cdef vector[void *] dirty         # marked Responses; owned
+    cdef Outbox outbox
 
     cdef Choice _find(self, uint32_t rid)
+    cdef void _forget(self, Choice choice)
+    cdef void _double_slots(self)
     cdef int _token(self, Choice choice, int32_t token, int32_t reason, double now) except -1
     cdef void _mark(self, Choice choice)

@@ -2,10 +2,17 @@
 
 ``Dispatcher.deliver`` feeds each row's token to the TextStream of its choice and marks the choice;
 ``Dispatcher.flush`` then writes what every marked response has to say, in one piece. Between the
-two any number of frames may be delivered, so a frontend that lags puts several tokens in one event.
+two any number of frames may be delivered, so a frontend that lags puts several tokens in one event;
+a client that lags is paused, and gets what came meanwhile in one event too.
+
+A stream in mid-flow is ``direct``: its text is framed in the outbox and sent straight on its socket.
+All else (its first and last write, parsed text, TLS, a socket that is full) goes through its
+exchange, which any stream can fall back to at any write.
 
 Rules:
-- No task, queue, future or await, and no Python object per token but the bytes that are written.
+- No task, queue, future or await, and no Python object per token.
+- A direct stream's transport has nothing unsent: whoever gives it bytes ends ``is_direct`` first, and
+  a stream that is written through its exchange becomes direct again when that is not paused.
 - A row whose rid is not open is dropped: its choice has ended here before the engine knew.
 - A choice ends exactly once: by the engine's reason, by a stop string (then the engine is told to
   abort it), or by ``close`` (then nothing more is written for it).
@@ -20,12 +27,12 @@ import logging
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from cython.operator cimport dereference
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr
 from libcpp.string cimport string
+from libcpp.vector cimport vector
 
+from minisgl_fast.server.outbox cimport Outbox
 from minisgl_fast.text.stream cimport TextStream
 from minisgl_fast.wire cimport EOS, RUNNING, STOP_TOKEN, StepHeader
 
@@ -34,6 +41,9 @@ from minisgl_fast.errors import EngineError, MinisglError
 log = logging.getLogger("minisgl_fast.frontend")
 
 STOPPED_BY_STRING = STOP_STRING
+
+cdef enum:
+    MIN_SLOTS = 64  # a power of two, as every number of slots
 
 
 cdef class Histogram:
@@ -110,6 +120,19 @@ cdef class Choice:
                 return False
         return self.lane_bytes.size() > 0
 
+    cdef void append_event(
+        self, const string &prefix, const string &suffix, string &out
+    ) noexcept:
+        """Append the ready text as one event, nothing if there is none."""
+        cdef size_t start = out.size()
+        out.append(prefix)
+        cdef size_t after_prefix = out.size()
+        self.text.drain(out, True)
+        if out.size() == after_prefix:
+            out.resize(start)
+        else:
+            out.append(suffix)
+
 
 cdef class Response:
 
@@ -118,7 +141,7 @@ cdef class Response:
         self.exchange = exchange
         self.streaming = streaming
         self.text_event = text_event
-        self.dirty = []
+        self.descriptor = -1
 
     # For subclasses
 
@@ -148,25 +171,51 @@ cdef class Response:
         """Called when the answer cannot go on; ``error`` is a MinisglError."""
         raise TypeError("a Response must have fail")
 
-    cpdef write_ready(self):
-        """Write what is ready: after a step, and when a paused client reads again."""
+    def write_ready(self):
+        """Write what is ready, as when a paused client reads again."""
+        self._write_ready()
+
+    cdef int _write_ready(self) except -1:
         try:
-            self.flush()
+            self._flush()
         except MinisglError as error:
             self.fail(error)
         except Exception:
             log.exception("an answer could not be written")
             self.fail(EngineError("The answer could not be written."))
+        return 0
 
-    cdef int flush(self) except -1:
+    cdef bint _compose(self, Outbox outbox) noexcept:
+        """Put what is ready of a direct stream into the outbox; False where that is not possible."""
+        cdef Choice choice = self.first_dirty
+        if not self.is_direct or self.ended:
+            return False
+        while choice is not None:
+            if choice.reason != RUNNING or (choice.is_parsed and not choice.in_lane()):
+                return False
+            choice = choice.next_dirty
+        outbox.begin()
+        choice = self._take_dirty()
+        while choice is not None:
+            if choice.is_parsed:
+                choice.append_event(choice.lane_prefix, choice.lane_suffix, outbox.data)
+            else:
+                choice.append_event(choice.prefix, choice.suffix, outbox.data)
+            choice = self._take_dirty()
+        outbox.end(self.descriptor, <void *>self)
+        return True
+
+    cdef int _flush(self) except -1:
+        """Write what is ready through the exchange."""
         cdef Choice choice
         if self.ended or (self.streaming and self.exchange.paused):
             return 0
+        self.is_direct = False
         self.out.clear()
-        for choice in self.dirty:
-            choice.is_dirty = False
+        choice = self._take_dirty()
+        while choice is not None:
             self._write_choice(choice)
-        self.dirty.clear()
+            choice = self._take_dirty()
         if self.streaming and not self.is_open:
             # Only now, when nothing has failed, is the status 200.
             self._open()
@@ -174,19 +223,38 @@ cdef class Response:
             self.ended = True
             self.complete(_bytes(self.out))
         elif self.streaming and self.out.size():
-            if self.write_chunk is not None:
-                self.write_chunk(_chunk(self.out))
-            else:
-                self.exchange.write(_bytes(self.out))
+            self.exchange.write(_bytes(self.out))
+            self.is_direct = self.descriptor >= 0 and not self.exchange.paused
         return 0
 
     cdef int _open(self) except -1:
         """Send the head; its first events go before those that wait in ``out``."""
         cdef bytes first = self.open_stream()
         self.is_open = True
-        self.write_chunk = self.exchange.chunk_writer()
+        if self.text_event is None:
+            self.descriptor = self.exchange.descriptor()
         self.out.insert(0, PyBytes_AS_STRING(first), <size_t>PyBytes_GET_SIZE(first))
         return 0
+
+    cdef void _mark(self, Choice choice):
+        """Put a choice at the end of the chain of those with something to write."""
+        choice.is_dirty = True
+        if self.first_dirty is None:
+            self.first_dirty = choice
+        else:
+            self.last_dirty.next_dirty = choice
+        self.last_dirty = choice
+
+    cdef Choice _take_dirty(self):
+        """Unchain the first marked choice; None when there is none left."""
+        cdef Choice choice = self.first_dirty
+        if choice is not None:
+            choice.is_dirty = False
+            self.first_dirty = choice.next_dirty
+            choice.next_dirty = None
+            if self.first_dirty is None:
+                self.last_dirty = None
+        return choice
 
     cdef int _write_choice(self, Choice choice) except -1:
         """Append the events of a marked choice to ``out``."""
@@ -199,71 +267,68 @@ cdef class Response:
             _append(self.out, self.close_choice(choice, text))
         elif choice.is_parsed:
             if choice.in_lane():
-                self._write_text(choice, choice.lane_prefix, choice.lane_suffix)
+                choice.append_event(choice.lane_prefix, choice.lane_suffix, self.out)
             else:
                 text = choice.text.take()
                 if text:
                     _append(self.out, self.parse_text(choice, text))
         elif self.text_event is None:
-            self._write_text(choice, choice.prefix, choice.suffix)
+            choice.append_event(choice.prefix, choice.suffix, self.out)
         else:
             text = choice.text.take()
             if text:
                 _append(self.out, self.text_event(text))
         return 0
 
-    cdef void _write_text(
-        self, Choice choice, const string &prefix, const string &suffix
-    ) noexcept:
-        """Append the ready text as one event, nothing if there is none."""
-        cdef size_t start = self.out.size()
-        self.out.append(prefix)
-        cdef size_t after_prefix = self.out.size()
-        choice.text.drain(self.out, True)
-        if self.out.size() == after_prefix:
-            self.out.resize(start)
-        else:
-            self.out.append(suffix)
-
 
 cdef class Dispatcher:
 
-    def __init__(self, send_abort, time_to_first_token, inter_token):
-        """``send_abort(rid)`` tells the engine; the others are bucket bounds in seconds."""
+    def __init__(self, send_abort, time_to_first_token, inter_token, stream_interval=1):
+        """``send_abort(rid)`` tells the engine; the next two are bucket bounds in seconds.
+
+        A stream is written with its first token and then with every ``stream_interval``-th.
+        """
         self.send_abort = send_abort
         self.time_to_first_token = Histogram(time_to_first_token)
         self.inter_token = Histogram(inter_token)
-        self.dirty = []
+        self.stream_interval = stream_interval
+        self.outbox = Outbox()
+        self.slots.resize(MIN_SLOTS)
 
     def __dealloc__(self):
-        for entry in self.open:
-            Py_DECREF(<object>entry.second)
+        for entry in self.slots:
+            if entry != NULL:
+                Py_DECREF(<object>entry)
+        for entry in self.dirty:
+            Py_DECREF(<object>entry)
 
     def __len__(self):
         """How many choices are open."""
-        return self.open.size()
+        return self.num_open
 
     def open_choice(self, Choice choice not None):
         """Give the choice a rid that no open one has; rows of it are delivered from now on."""
-        while self.open.count(self.next_rid):
+        if 2 * (self.num_open + 1) > self.slots.size():
+            self._double_slots()
+        while self.slots[self.next_rid & (self.slots.size() - 1)] != NULL:
             self.next_rid += 1
         choice.rid = self.next_rid
         self.next_rid += 1
         Py_INCREF(choice)
-        self.open[choice.rid] = <void *>choice
+        self.slots[choice.rid & (self.slots.size() - 1)] = <void *>choice
+        self.num_open += 1
         return choice.rid
 
     def close(self, Choice choice not None):
         """Forget a choice that ends before the engine's last row; returns whether it was open."""
         if self._find(choice.rid) is not choice:
             return False
-        self.open.erase(choice.rid)
-        Py_DECREF(choice)
+        self._forget(choice)
         return True
 
     def choices(self):
         """All open choices."""
-        return [<Choice>entry.second for entry in self.open]
+        return [<Choice>entry for entry in self.slots if entry != NULL]
 
     def deliver(self, bytes payload not None, double now):
         """Take the rows of a STEP frame that arrived at ``now`` (seconds, the clock of Choice)."""
@@ -288,30 +353,67 @@ cdef class Dispatcher:
             if choice is not None:
                 choice.num_cached = <int32_t>first_cached[i]
                 self.num_cached += first_cached[i]
-        for i in range(num_rows):
-            choice = self._find(rids[i])
-            if choice is None:
-                continue
+        i = 0
+        while i < num_rows:
             try:
-                self._token(choice, tokens[i], reasons[i], now)
+                while i < num_rows:
+                    choice = self._find(rids[i])
+                    if choice is not None:
+                        self._token(choice, tokens[i], reasons[i], now)
+                    i += 1
             except Exception:
+                i += 1
                 log.exception("a token could not be turned into text")
                 choice.response.fail(EngineError("The answer could not be turned into text."))
 
     def flush(self):
         """Write what the delivered rows brought, once per response."""
+        cdef vector[void *] dirty
+        cdef vector[void *] others
+        cdef Outbox outbox = self.outbox
         cdef Response response
-        dirty = self.dirty
-        self.dirty = []
-        for response in dirty:
+        cdef size_t i
+        dirty.swap(self.dirty)
+        for i in range(dirty.size()):
+            response = <Response>dirty[i]
             response.is_dirty = False
-            response.write_ready()
+            if not response._compose(outbox):
+                others.push_back(dirty[i])
+        outbox.send()
+        for i in range(outbox.chunks.size()):
+            if outbox.chunks[i].num_sent < outbox.chunks[i].size:
+                response = <Response>outbox.chunks[i].owner
+                response.is_direct = False
+                response.exchange.write_rest(outbox.rest(i))
+        outbox.clear()
+        for i in range(others.size()):
+            response = <Response>others[i]
+            response._write_ready()
+        for i in range(dirty.size()):
+            Py_DECREF(<object>dirty[i])
 
     cdef Choice _find(self, uint32_t rid):
-        entry = self.open.find(rid)
-        if entry == self.open.end():
+        """The open choice with this rid, or None."""
+        cdef void *entry = self.slots[rid & (self.slots.size() - 1)]
+        if entry == NULL or (<Choice>entry).rid != rid:
             return None
-        return <Choice>dereference(entry).second
+        return <Choice>entry
+
+    cdef void _forget(self, Choice choice):
+        """Free the rid of an open choice."""
+        self.slots[choice.rid & (self.slots.size() - 1)] = NULL
+        self.num_open -= 1
+        Py_DECREF(choice)
+
+    cdef void _double_slots(self):
+        """Rids that differ in their low bits still do when one more bit counts."""
+        cdef vector[void *] slots
+        cdef size_t mask = 2 * self.slots.size() - 1
+        slots.resize(mask + 1)
+        for entry in self.slots:
+            if entry != NULL:
+                slots[(<Choice>entry).rid & mask] = entry
+        self.slots.swap(slots)
 
     cdef int _token(self, Choice choice, int32_t token, int32_t reason, double now) except -1:
         if token >= 0:
@@ -339,32 +441,23 @@ cdef class Dispatcher:
             choice.reason = reason
             choice.text.finish()
             self._mark(choice)
-            self.open.erase(choice.rid)
-            Py_DECREF(choice)
+            self._forget(choice)
         elif choice.response.streaming:
-            self._mark(choice)
+            choice.num_unwritten += 1
+            if choice.num_tokens == 1 or choice.num_unwritten >= self.stream_interval:
+                self._mark(choice)
         return 0
 
     cdef void _mark(self, Choice choice):
+        """Have the next flush write this choice."""
         cdef Response response = choice.response
+        choice.num_unwritten = 0
         if not choice.is_dirty:
-            choice.is_dirty = True
-            response.dirty.append(choice)
+            response._mark(choice)
         if not response.is_dirty:
             response.is_dirty = True
-            self.dirty.append(response)
-
-
-cdef bytes _chunk(const string &events):
-    """The events as one HTTP chunk (RFC 9112 section 7.1)."""
-    cdef char[24] head
-    cdef int head_size = snprintf(head, sizeof(head), b"%zx\r\n", events.size())
-    cdef bytes chunk = PyBytes_FromStringAndSize(NULL, head_size + events.size() + 2)
-    cdef char *out = PyBytes_AS_STRING(chunk)
-    memcpy(out, head, head_size)
-    memcpy(out + head_size, events.data(), events.size())
-    memcpy(out + head_size + events.size(), b"\r\n", 2)
-    return chunk
+            Py_INCREF(response)
+            self.dirty.push_back(<void *>response)
 
 
 cdef inline bytes _bytes(const string &data):

@@ -7,7 +7,8 @@ Life:   waiting --respond/fail--> done
 Rules: exactly one answer per exchange; an error answer always has a Content-Length; every call on a
 closed exchange is a silent no-op (the client may go at any moment), while a call that is out of
 order on a live one raises RuntimeError (a bug of ours). No byte of a request is put into an
-answer's head except a checked request id. ``write`` is the hot path: one join, one ``send``.
+answer's head except a checked request id. The token loop sends most chunks of a stream by itself,
+past ``write``, on the socket that ``descriptor`` names.
 """
 
 from __future__ import annotations
@@ -157,15 +158,21 @@ class Exchange:
         if self.paused:
             self._connection.check_backlog()
 
-    def chunk_writer(self) -> Callable[[bytes], None] | None:
-        """The transport's write, for a token loop that frames its HTTP chunks itself.
+    def descriptor(self) -> int:
+        """The socket of a chunked stream, for a token loop that frames and sends its own chunks.
 
-        None where the answer is not chunked: then ``write`` is the way. Whoever holds it keeps the
-        rules of ``write``: nothing while ``paused``, nothing after ``on_disconnect`` or ``finish``.
+        -1 where that cannot be: then ``write`` is the way. Whoever sends on it does so only while
+        everything before has left: nothing while ``paused``, and nothing after ``on_disconnect``
+        or ``finish``. What the socket does not take goes to ``write_rest``.
         """
         if self._state != _STREAMING or not self._chunked or self._bodiless:
-            return None
-        return self._connection.writer()
+            return -1
+        return self._connection.descriptor()
+
+    def write_rest(self, data: bytes) -> None:
+        """Send what is left of a chunk that was begun on the socket itself."""
+        if self._may(_STREAMING):
+            self._connection.send(data)
 
     def finish(self, last: bytes = b"", *, close: bool = False) -> None:
         """Send the last events and the end of the body in one write.

@@ -57,7 +57,7 @@ class HttpLimits:
     max_pipelined: int = 64 * 1024  # bytes read ahead of the answer under way; then reading pauses
     max_connections: int = 16_384
     max_write_backlog: int = 1024 * 1024  # unsent bytes of a stream whose client does not read
-    write_high_water: int = 64 * 1024  # unsent bytes at which an exchange is marked paused
+    tls_high_water: int = 64 * 1024  # unsent bytes at which an exchange over TLS is marked paused
     min_body_rate: int = 1024
     header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0

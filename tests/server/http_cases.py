@@ -36,6 +36,9 @@ class FakeTransport(asyncio.Transport):
         self.written += data
         self.writes += 1
 
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
     def close(self) -> None:
         self.closed = True
 

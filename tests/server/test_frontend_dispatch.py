@@ -29,8 +29,8 @@ class RecordingExchange:
     def write(self, data):
         self.written.append(data)
 
-    def chunk_writer(self):
-        return None
+    def descriptor(self):
+        return -1
 
     def take(self):
         written, self.written = self.written, []
