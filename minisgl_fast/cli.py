@@ -157,6 +157,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-body", type=int, default=8 << 20, metavar="BYTES", help="(default: 8 MiB)"
     )
     server.add_argument(
+        "--stream-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="tokens in an event of a stream, after its first (default: %(default)s)",
+    )
+    server.add_argument(
         "--drain-timeout",
         dest="drain_timeout_s",
         type=float,

@@ -70,6 +70,7 @@ class Config:
     max_queued_requests: int = 4096
     max_body: int = 8 * 1024 * 1024
     drain_timeout_s: float = 30.0
+    stream_interval: int = 1
     # access
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_key_file: str | None = None
@@ -109,6 +110,7 @@ class Config:
             ("--max-body", self.max_body, 1024),
             ("--cuda-graph-max-bs", self.cuda_graph_max_bs, 0),
             ("--num-threads", self.num_threads, 1),
+            ("--stream-interval", self.stream_interval, 1),
             ("--drain-timeout", self.drain_timeout_s, 0),
         ):
             if value is not None and not value >= low:  # a NaN is not

@@ -37,6 +37,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "default_max_tokens": (["--default-max-tokens", "16"], 16),
     "max_queued_requests": (["--max-queued-requests", "9"], 9),
     "max_body": (["--max-body", "2048"], 2048),
+    "stream_interval": (["--stream-interval", "4"], 4),
     "drain_timeout_s": (["--drain-timeout", "1.5"], 1.5),
     "api_keys": (["--api-key", "a", "--api-key", "b"], ("a", "b")),
     "api_key_file": (["--api-key-file", "keys"], "keys"),

@@ -5,14 +5,14 @@
 two any number of frames may be delivered, so a frontend that lags puts several tokens in one event;
 a client that lags is paused, and gets what came meanwhile in one event too.
 
-A stream in mid-flow is ``direct``: its text is framed in the outbox and sent straight on its socket.
+A stream in mid-flow is ``direct``: its text is framed in the outbox and sent on its very socket.
 All else (its first and last write, parsed text, TLS, a socket that is full) goes through its
 exchange, which any stream can fall back to at any write.
 
 Rules:
 - No task, queue, future or await, and no Python object per token.
-- A direct stream's transport has nothing unsent: whoever gives it bytes ends ``is_direct`` first, and
-  a stream that is written through its exchange becomes direct again when that is not paused.
+- A direct stream's transport has nothing unsent: whoever gives it bytes ends ``is_direct`` first.
+  A stream that is written through its exchange becomes direct again when that is not paused.
 - A row whose rid is not open is dropped: its choice has ended here before the engine knew.
 - A choice ends exactly once: by the engine's reason, by a stop string (then the engine is told to
   abort it), or by ``close`` (then nothing more is written for it).
@@ -186,7 +186,7 @@ cdef class Response:
         return 0
 
     cdef bint _compose(self, Outbox outbox) noexcept:
-        """Put what is ready of a direct stream into the outbox; False where that is not possible."""
+        """Put what is ready of a direct stream into the outbox; False where that cannot be."""
         cdef Choice choice = self.first_dirty
         if not self.is_direct or self.ended:
             return False

@@ -58,6 +58,7 @@ class Exchange:
         "_connection",
         "_keep_alive",
         "_state",
+        "_unsent_head",
         "context",
         "on_disconnect",
         "on_resume",
@@ -72,6 +73,7 @@ class Exchange:
         self._chunked = not request.http_1_0
         self._bodiless = request.method == "HEAD"
         self._keep_alive = request.keep_alive
+        self._unsent_head = b""
         self.request = request
         self.on_disconnect: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
@@ -124,9 +126,10 @@ class Exchange:
         self.respond(error.http_status, body, JSON, (*error_headers(error), *headers))
 
     def start_stream(self, content_type: bytes = EVENT_STREAM, headers: Headers = ()) -> None:
-        """Send the head of a 200 answer whose body follows in pieces, with chunked framing.
+        """Begin a 200 answer whose body follows in pieces, with chunked framing.
 
-        An HTTP/1.0 client gets no framing: its stream ends with the connection.
+        The head leaves together with the first ``write``, or ``finish``. An HTTP/1.0 client gets no
+        framing: its stream ends with the connection.
         """
         if not self._may(_WAITING):
             return
@@ -135,10 +138,9 @@ class Exchange:
             framing += b"transfer-encoding: chunked\r\n"
         else:
             self._keep_alive = False
-        head = self._head(200, framing, headers)
+        self._unsent_head = self._head(200, framing, headers)
         self._state = _STREAMING
         self.status = 200
-        self._connection.send(head)
 
     def write(self, chunk: bytes) -> None:
         """Send joined events as one HTTP chunk.
@@ -153,7 +155,10 @@ class Exchange:
             return
         if self._chunked:
             head = _CHUNK_HEADS[size] if size < 4096 else b"%x\r\n" % size
-            chunk = b"".join((head, chunk, b"\r\n"))
+            chunk = b"".join((self._unsent_head, head, chunk, b"\r\n"))
+        else:
+            chunk = self._unsent_head + chunk
+        self._unsent_head = b""
         self._connection.send(chunk)
         if self.paused:
             self._connection.check_backlog()
@@ -184,15 +189,16 @@ class Exchange:
         if close:
             self._keep_alive = False
         self._state = _DONE
-        if not self._bodiless:
-            if not self._chunked:
-                data = last
-            elif last:
-                data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last)
-            else:
-                data = b"0\r\n\r\n"
-            if data:
-                self._connection.send(data)
+        if self._bodiless:
+            data = b""
+        elif not self._chunked:
+            data = last
+        elif last:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last)
+        else:
+            data = b"0\r\n\r\n"
+        if data or self._unsent_head:
+            self._connection.send(self._unsent_head + data)
         self._connection.exchange_done(self._keep_alive)
 
     def abort(self) -> None:

@@ -84,7 +84,9 @@ class Frontend:
         self.failure = ""
         self.facts: EngineFacts | None = None
         self.stats: dict[str, int] = {}
-        self.dispatcher = Dispatcher(self.abort_rid, TTFT_BUCKETS, INTER_TOKEN_BUCKETS)
+        self.dispatcher = Dispatcher(
+            self.abort_rid, TTFT_BUCKETS, INTER_TOKEN_BUCKETS, config.stream_interval
+        )
         self.on_state: Callable[[], None] | None = None
         self._channel: Channel | None = None
         self._flush_is_due = False

@@ -5,10 +5,10 @@ framed as one HTTP chunk (RFC 9112 section 7.1) where it stands, and leave by on
 stream. No Python object is made, and the interpreter lock is free while the kernel works.
 
 Rules, for who fills it:
-- Only a plain TCP socket, and only while its transport has nothing unsent: else bytes would overtake.
+- Only a plain TCP socket, and only while its transport has nothing unsent: nothing may overtake.
 - ``send`` follows at once, with no Python code in between that could close a socket.
-- What a socket does not take (``rest``) goes to the transport, which knows what to do: a full socket
-  and a broken one look the same from here.
+- What a socket does not take (``rest``) goes to the transport, which knows what to do: a full
+  socket and a broken one look the same from here.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize

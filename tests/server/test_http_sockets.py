@@ -158,7 +158,7 @@ def test_a_client_that_leaves_a_stream_is_noticed_at_once(how: str):
         async with Site(HttpServer(keep)) as site:
             reader, writer = await site.connect()
             writer.write(GET)
-            await reader.readuntil(b"\r\n\r\n")
+            await until(lambda: bool(keep.exchanges))
             exchange = keep.exchanges[0]
             exchange.write(b"data: 1\n\n")
             await reader.readuntil(b"data: 1\n\n")

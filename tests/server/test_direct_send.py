@@ -1,0 +1,325 @@
+"""Streams whose chunks go straight to their sockets: exact bytes whatever the sockets take."""
+
+import contextlib
+import json
+import random
+import re
+import socket
+import ssl
+
+import pytest
+from fake_engine import eventually
+from http_cases import FakeTransport
+
+from minisgl_fast.server.deliver import Choice, Dispatcher, Response
+from minisgl_fast.server.http import HttpServer
+from minisgl_fast.wire import FinishReason, pack_step
+
+RUNNING, LENGTH = FinishReason.RUNNING, FinishReason.LENGTH
+SMALL_BUFFER = 4608  # what the kernel gives at least
+
+
+class SocketExchange:
+    """An exchange on one end of a socket pair; ``peer`` is the other. Its transport is ``unsent``,
+    and holds what the socket did not take until ``drain``."""
+
+    def __init__(self):
+        self.socket, self.peer = socket.socketpair()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+        self.socket.setblocking(False)
+        self.peer.setblocking(False)
+        self.unsent = b""
+        self.received = b""
+        self.num_rests = self.num_writes = 0
+        self.ending = b""
+
+    @property
+    def paused(self):
+        return bool(self.unsent)
+
+    def descriptor(self):
+        return self.socket.fileno()
+
+    def write(self, events):
+        assert not self.unsent
+        self.num_writes += 1
+        self._send(b"%x\r\n%b\r\n" % (len(events), events))
+
+    def write_rest(self, data):
+        assert not self.unsent
+        self.num_rests += 1
+        self._send(data)
+
+    def finish(self, events):
+        self.ending = b"%x\r\n%b\r\n" % (len(events), events)
+
+    def _send(self, data):
+        self.unsent += data
+        self.drain()
+
+    def drain(self):
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[self.socket.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent = b""
+
+    def read(self, size=1 << 20):
+        with contextlib.suppress(BlockingIOError):
+            self.received += self.peer.recv(size)
+
+    def close(self):
+        self.socket.close()
+        self.peer.close()
+
+
+class SocketResponse(Response):
+    def open_stream(self):
+        return b"<open>"
+
+    def close_choice(self, choice, text):
+        return b"(%d:%b)" % (choice.index, text)
+
+    def complete(self, events):
+        self.exchange_.finish(events)
+
+    def fail(self, error):
+        raise error
+
+
+@pytest.fixture
+def streams(tokenizer):
+    """Gives a function that opens a stream: (dispatcher, exchange, response, choices)."""
+    dispatcher = Dispatcher(lambda rid: None, [1.0], [1.0], 1)
+    opened = []
+
+    def open_one(num_choices=1):
+        exchange = SocketExchange()
+        opened.append(exchange)
+        response = SocketResponse(exchange, True)
+        response.exchange_ = exchange
+        choices = [
+            Choice(response, k, tokenizer.stream(()), b"[%d:" % k, b"]", False, 0.0)
+            for k in range(num_choices)
+        ]
+        for choice in choices:
+            dispatcher.open_choice(choice)
+        return exchange, response, choices
+
+    open_one.dispatcher = dispatcher
+    yield open_one
+    for exchange in opened:
+        exchange.close()
+
+
+def step(dispatcher, *rows, flush=True):
+    rows = [(choice.rid, token, reason) for choice, token, reason in rows]
+    dispatcher.deliver(pack_step(rows), 0.0)
+    if flush:
+        dispatcher.flush()
+
+
+def unchunk(data):
+    """The body of whole HTTP chunks; fails where the framing is broken."""
+    body = b""
+    while data:
+        size, _, rest = data.partition(b"\r\n")
+        assert re.fullmatch(rb"[1-9a-f][0-9a-f]*", size), data[:40]
+        length = int(size, 16)
+        assert rest[length : length + 2] == b"\r\n"
+        body += rest[:length]
+        data = rest[length + 2 :]
+    return body
+
+
+def test_from_the_second_event_on_chunks_pass_the_exchange_by(streams, tokenizer):
+    exchange, _, (choice,) = streams()
+    tokens = tokenizer.encode("a b c d")
+    for token in tokens:
+        step(streams.dispatcher, (choice, token, RUNNING))
+    exchange.read()
+    assert exchange.received == (
+        b"b\r\n<open>[0:a]\r\n6\r\n[0: b]\r\n6\r\n[0: c]\r\n6\r\n[0: d]\r\n"
+    )
+    assert (exchange.num_writes, exchange.num_rests) == (1, 0)
+
+
+def test_a_chunk_of_nothing_is_not_sent(streams, tokenizer):
+    exchange, _, (choice,) = streams()
+    step(streams.dispatcher, (choice, tokenizer.encode("a")[0], RUNNING))
+    exchange.read()
+    pieces = tokenizer.encode("ᚠ")
+    assert len(pieces) > 1
+    for piece in pieces[:-1]:
+        exchange.received = b""
+        step(streams.dispatcher, (choice, piece, RUNNING))
+        exchange.read()
+        assert exchange.received == b""
+    step(streams.dispatcher, (choice, pieces[-1], RUNNING))
+    exchange.read()
+    assert unchunk(exchange.received) == "[0:ᚠ]".encode()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_sockets_take_every_byte_comes_once_and_in_order(streams, tokenizer, seed):
+    """Streams of 1 to 3 choices against readers that read when and as much as they like."""
+    rng = random.Random(seed)
+    vocabulary = tokenizer.encode('Some plain words, ᚠ🥐 你好 and "quotes" \\ to be cut anywhere.')
+    opened = [streams(rng.randint(1, 3)) for _ in range(5)]
+    sent = {id(choice): [] for _, _, choices in opened for choice in choices}
+    readiness = {id(exchange): rng.choice((0.02, 0.2, 0.9)) for exchange, _, _ in opened}
+    for number in range(700):
+        last = number == 699
+        rows = []
+        for _, _, choices in opened:
+            for choice in choices:
+                if last or rng.random() < 0.9:
+                    rows.append((choice, rng.choice(vocabulary), LENGTH if last else RUNNING))
+                    sent[id(choice)].append(rows[-1][1])
+        step(streams.dispatcher, *rows, flush=last or rng.random() < 0.8)
+        for exchange, response, _ in opened:
+            if rng.random() < readiness[id(exchange)]:
+                exchange.read(rng.choice((100, 2000, 1 << 20)))
+                if exchange.unsent:
+                    exchange.drain()
+                    if not exchange.unsent:
+                        response.write_ready()
+    assert len(streams.dispatcher) == 0
+    assert any(exchange.num_rests for exchange, _, _ in opened)
+    for exchange, response, choices in opened:
+        while exchange.unsent:
+            exchange.read()
+            exchange.drain()
+        response.write_ready()
+        exchange.read()
+        body = unchunk(exchange.received + exchange.ending).decode()
+        assert body.startswith("<open>")
+        for choice in choices:
+            text = "".join(
+                re.findall(rf"\[{choice.index}:((?:[^\\\]]|\\.)*)\]", body)
+                + re.findall(rf"\({choice.index}:((?:[^\\)]|\\.)*)\)", body)
+            )
+            assert json.loads(f'"{text}"') == tokenizer.decode(sent[id(choice)])
+
+
+def test_a_client_that_is_gone_does_not_harm_the_others(streams, tokenizer):
+    gone, _, (first,) = streams()
+    here, _, (second,) = streams()
+    a, b = tokenizer.encode("a b")
+    step(streams.dispatcher, (first, a, RUNNING), (second, a, RUNNING))
+    gone.peer.close()
+    for _ in range(3):
+        step(streams.dispatcher, (first, b, RUNNING), (second, b, RUNNING))
+    here.read()
+    assert unchunk(here.received) == b"<open>[0:a][0: b][0: b][0: b]"
+    # The transport saw the chunk that could not be sent, and so learns of the end.
+    assert gone.num_rests + gone.num_writes >= 2
+
+
+def test_an_interval_writes_the_first_token_and_then_every_nth(tokenizer):
+    dispatcher = Dispatcher(lambda rid: None, [1.0], [1.0], 3)
+    exchange = SocketExchange()
+    response = SocketResponse(exchange, True)
+    response.exchange_ = exchange
+    choice = Choice(response, 0, tokenizer.stream(()), b"[", b"]", False, 0.0)
+    dispatcher.open_choice(choice)
+    tokens = tokenizer.encode("a b c d e f g h i")
+    for token in tokens[:-1]:
+        step(dispatcher, (choice, token, RUNNING))
+    step(dispatcher, (choice, tokens[-1], LENGTH))
+    exchange.read()
+    assert unchunk(exchange.received) == b"<open>[a][ b c d][ e f g]"
+    assert unchunk(exchange.ending) == b"(0: h i)"
+    exchange.close()
+
+
+def test_rids_stay_unique_while_their_table_grows(tokenizer):
+    dispatcher = Dispatcher(lambda rid: None, [1.0], [1.0])
+    response = SocketResponse(None, False)
+    rng = random.Random(1)
+    table = tokenizer.stream(())
+    live = {}
+    for _ in range(3000):
+        if live and rng.random() < 0.4:
+            rid = rng.choice(list(live))
+            assert dispatcher.close(live.pop(rid))
+        else:
+            choice = Choice(response, 0, table, b"", b"", False, 0.0)
+            rid = dispatcher.open_choice(choice)
+            assert rid not in live
+            live[rid] = choice
+        assert len(dispatcher) == len(live)
+    assert {choice.rid: choice for choice in dispatcher.choices()} == live
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_only_a_plain_socket_is_written_past_its_transport(encrypted):
+    ours, theirs = socket.socketpair()
+    facts = {"socket": ours, "sslcontext": ssl.create_default_context() if encrypted else None}
+    transport = FakeTransport()
+    transport.get_extra_info = lambda name, default=None: facts.get(name, default)
+    exchanges = []
+
+    def handler(request, exchange):
+        exchange.start_stream()
+        exchanges.append(exchange)
+
+    server = HttpServer(handler)
+    server.now = lambda: 0.0
+    connection = server.connection()
+    connection.connection_made(transport)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert exchanges[0].descriptor() == (-1 if encrypted else ours.fileno())
+    assert (transport.high == 0) is not encrypted
+    connection.connection_lost(None)
+    assert exchanges[0].descriptor() == -1
+    ours.close()
+    theirs.close()
+
+
+def open_stream(server, max_tokens):
+    """A socket with a small window that has asked for a stream."""
+    message = {"role": "user", "content": "Hello"}
+    body = {"messages": [message], "stream": True, "ignore_eos": True, "max_tokens": max_tokens}
+    data = json.dumps(body).encode()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(30)
+    sock.connect(("127.0.0.1", server.port))
+    sock.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(data), data)
+    )
+    return sock
+
+
+def test_every_byte_of_slow_and_quick_readers_is_right(server, tokenizer):
+    """Whole streams over TCP, with small buffers on both sides."""
+    text = 'Quotes " and \\ and 🥐 and ᚠ. '
+    server.engine.script = lambda request: tokenizer.encode(text)
+    sockets = [open_stream(server, 700) for _ in range(4)]
+    eventually(lambda: len(server.http.connections) == 4)
+    for connection in server.http.connections:
+        theirs = connection._transport.get_extra_info("socket")
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+    rng = random.Random(0)
+    received = dict.fromkeys(sockets, b"")
+    left = set(sockets)
+    while left:
+        for sock in list(left):
+            data = sock.recv(rng.choice((64, 4096, 1 << 16)))
+            assert data
+            received[sock] += data
+            if received[sock].endswith(b"0\r\n\r\n"):
+                left.discard(sock)
+    expected = tokenizer.decode((tokenizer.encode(text) * 100)[:700])
+    for sock, data in received.items():
+        body = unchunk(data.partition(b"\r\n\r\n")[2].removesuffix(b"0\r\n\r\n"))
+        events = body.split(b"\n\n")
+        assert events[-2:] == [b"data: [DONE]", b""]
+        chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-2]]
+        deltas = [c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]]
+        assert "".join(deltas) == expected
+        sock.close()
