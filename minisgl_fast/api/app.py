@@ -13,6 +13,7 @@ from minisgl_fast.api.native import Native
 from minisgl_fast.api.ollama import Ollama
 from minisgl_fast.api.openai import OpenAI
 from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.api.responses import Responses
 from minisgl_fast.api.sampling_fields import SamplingFields, sampling_params
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, ModelError, RequestError
@@ -38,6 +39,7 @@ class Api:
         self.chat = Chat(pipeline)
         surfaces = (
             OpenAI(pipeline, self.chat),
+            Responses(pipeline, self.chat),
             Messages(pipeline, self.chat),
             Ollama(pipeline, self.chat),
             Native(pipeline),

@@ -55,10 +55,12 @@ class MessagesFormat:
     # The events of a stream
 
     def opening(self, index: int, usage: Usage) -> bytes:
+        # An answer that comes all at once is counted before its stream is opened.
+        start = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
         message = (
             b'{"id":"%b","type":"message","role":"assistant","model":%b,"content":[],'
             b'"stop_reason":null,"stop_sequence":null,"usage":%b}'
-            % (self._id, self._model, _usage(usage))
+            % (self._id, self._model, _usage(start))
         )
         return _event(b"message_start", b'"message":%b' % message) + _event(b"ping")
 

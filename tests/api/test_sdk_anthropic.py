@@ -87,6 +87,7 @@ def test_a_message_is_made_of_blocks_and_streams_as_it_is_whole(client, say, tex
             assert block.id.startswith("toolu_")
     events, final = streamed(client, **ASK, tools=TOOLS)
     assert plain(final) == plain(message)
+    assert events[0].message.usage.output_tokens == 0
     assert [event.type for event in events if event.type.startswith("message")] == [
         "message_start",
         "message_delta",
