@@ -14,7 +14,8 @@ from minisgl_fast.api.ollama import Ollama
 from minisgl_fast.api.openai import OpenAI
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.responses import Responses
-from minisgl_fast.api.sampling_fields import SamplingFields, sampling_params
+from minisgl_fast.api.sampling_fields import SamplingFields
+from minisgl_fast.api.sampling_params import sampling_params
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, ModelError, RequestError
 from minisgl_fast.server.exchange import Exchange

@@ -23,6 +23,12 @@ Body: TypeAlias = dict[str, Any]
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
+def doc(description: str, **schema: Any) -> msgspec.Meta:
+    """What ``/openapi.json`` says of a field. ``schema``: its range, in JSON Schema's words, where
+    code behind the Struct checks it with a message of its own."""
+    return msgspec.Meta(description=description, extra_json_schema=schema or None)
+
+
 def read_body(request: HttpRequest, shape: type[Shape]) -> Shape:
     """The checked Struct of a request, for the routes that do not go through pipeline.py."""
     check_content_type(request)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minisgl_fast.api.chat_output import ChatOutputs, MessageFormat
+from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.openai_request import ChatRequest
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.errors import RequestError
@@ -23,7 +24,8 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """One request on one route: where it came in, when, and what writes its answer.
+    """One request on one route: where it came in, when, and what writes its answer, with which
+    extras.
 
     cuts_to_context: more tokens than the context has room for may be asked for.
     """
@@ -34,6 +36,7 @@ class ChatCall:
     received: float
     form: MessageFormat
     cuts_to_context: bool = False
+    extras: Extras | None = None
 
 
 class Chat:
@@ -53,11 +56,17 @@ class Chat:
         """The prompt's text. RequestError if the model has no place for what is in the request."""
         self._outputs.check(body)
         if not messages:
-            return body.prompt or ""
+            if body.input_ids is None:
+                return body.prompt or ""
+            # Only whether the model reasons already is looked up in it.
+            end = [token for token in body.input_ids[-64:] if 0 <= token < 2**31]
+            return self._pipeline.tokenizer.decode(end, skip_special_tokens=False)
         return self._pipeline.frontend.template.render(
             messages,
             body.offered_tools or None,
             add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            documents=body.documents or None,
             chat_template_kwargs=body.template_kwargs,
         )
 
@@ -84,15 +93,24 @@ class Chat:
                 request=call.request,
                 exchange=call.exchange,
                 body=body,
-                prompts=[prompt],
+                prompts=[prompt if body.input_ids is None else body.input_ids],
                 params=params,
                 make_format=lambda prompts: call.form,
                 max_tokens=None if call.cuts_to_context else asked,
                 default_max_tokens=asked or pipeline.config.default_max_tokens,
                 received=call.received,
                 stream=bool(body.stream),
-                param="messages" if messages else "prompt",
-                add_special_tokens=not messages,
+                param=_prompt_field(body),
+                add_special_tokens=(
+                    not messages if body.add_special_tokens is None else body.add_special_tokens
+                ),
                 output=output,
+                extras=call.extras,
             )
         )
+
+
+def _prompt_field(body: ChatRequest) -> str:
+    if body.input_ids is not None:
+        return "input_ids"
+    return "prompt" if body.messages is None else "messages"

@@ -21,12 +21,14 @@ _NAMES = {Content: b"content", Reasoning: b"reasoning_content"}
 
 
 class ChatDeltas:
-    """The writer (chat_output.py) of one choice. ``delta`` makes an event of a delta's fields."""
+    """The writer (chat_output.py) of one choice. ``delta`` makes an event of a delta's fields;
+    ``echo`` is text before the content of a message."""
 
     call_id_prefix = "call_"
 
-    def __init__(self, delta: Callable[[bytes], bytes]) -> None:
+    def __init__(self, delta: Callable[[bytes], bytes], echo: str = "") -> None:
         self._delta = delta
+        self._echo = echo
 
     def lane(self, kind: type[Content] | type[Reasoning]) -> tuple[bytes, bytes]:
         before, after = self._delta(b'"%b":"\0"' % _NAMES[kind]).split(b"\0")
@@ -51,7 +53,7 @@ class ChatDeltas:
         return b""
 
     def message(self, output: ChatOutput) -> bytes:
-        content = output.content
+        content = self._echo + output.content
         message = b'{"role":"assistant","content":%b,"refusal":null' % (
             quoted(content) if content or not output.calls else b"null"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from minisgl_fast.api.chat import Chat, ChatCall
+from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.fill_in import around_middle
 from minisgl_fast.api.openai_request import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -11,11 +13,13 @@ from minisgl_fast.api.openai_request import (
     parse_chat,
     parse_completion,
 )
-from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, json_escaped
+from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, Head, json_escaped
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
+from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
+from minisgl_fast.text.template import message_text
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -40,33 +44,52 @@ class OpenAI:
     def chat(self, request: HttpRequest, exchange: Exchange) -> None:
         received = self._pipeline.admit(request)
         body, messages = parse_chat(request.body)
-        form = ChatFormat(request.request_id, self._pipeline.model_name, body.include_usage)
-        self._chat.start(ChatCall(CHAT, request, exchange, received, form), body, messages)
+        extras = Extras.wanted(body)
+        echo = ""
+        if body.echo and messages and messages[-1]["role"] == "assistant":
+            echo = message_text(messages[-1])
+        form = ChatFormat(self._head(request, body), extras, echo)
+        call = ChatCall(CHAT, request, exchange, received, form, extras=extras)
+        self._chat.start(call, body, messages)
+
+    def _head(self, request: HttpRequest, body: SamplingFields) -> Head:
+        return Head(
+            body.request_id or request.request_id,
+            self._pipeline.model_name,
+            body.include_usage,
+            body.rid,
+            body.service_tier is not None,
+        )
 
     def completions(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline
         received = pipeline.admit(request)
         body, given = parse_completion(request.body)
+        asked = body.max_tokens
+        if body.max_completion_tokens is not None:
+            asked = body.max_completion_tokens
         # 0 is checked already and needs no engine; SamplingParams knows only 1 and more.
-        params = pipeline.params(body, body.max_tokens or None)
+        params = pipeline.params(body, asked or None)
+        extras = Extras.wanted(body)
         pipeline.start(
             Task(
                 route=COMPLETIONS,
                 request=request,
                 exchange=exchange,
                 body=body,
-                prompts=given,
+                prompts=around_middle(given, body.suffix, pipeline.tokenizer),
                 params=params,
                 make_format=lambda prompts: CompletionFormat(
-                    request.request_id,
-                    pipeline.model_name,
-                    body.include_usage,
+                    self._head(request, body),
                     self._echoes(body, given, prompts, params.skip_special_tokens),
+                    extras,
                 ),
-                max_tokens=body.max_tokens,
+                max_tokens=asked,
                 default_max_tokens=max(DEFAULT_COMPLETION_TOKENS, params.min_tokens),
                 received=received,
                 stream=bool(body.stream),
+                add_special_tokens=body.add_special_tokens is not False,
+                extras=extras,
             )
         )
 
@@ -81,7 +104,7 @@ class OpenAI:
         echoes: list[bytes] = []
         if body.echo:
             for prompt, ids in zip(given, prompts, strict=True):
-                is_text = isinstance(prompt, str)
+                is_text = isinstance(prompt, str) and body.truncate_prompt_tokens is None
                 text = prompt if is_text else self._pipeline.tokenizer.decode(ids, skip_special)
                 echoes += [json_escaped(str(text))] * body.num_choices
         return echoes

@@ -8,11 +8,11 @@ in pipeline.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from minisgl_fast.api.body import Body, check_fields, parse_body, parse_json, type_error
+from minisgl_fast.api.body import Body, check_fields, doc, parse_body, parse_json, type_error
 from minisgl_fast.api.chat_fields import (
     ReasoningOptions,
     ToolCall,
@@ -20,11 +20,11 @@ from minisgl_fast.api.chat_fields import (
     template_kwargs,
 )
 from minisgl_fast.api.refused import check_refused, unsupported
-from minisgl_fast.api.sampling_fields import SamplingFields
+from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
+from minisgl_fast.api.sampling_params import check_common
 from minisgl_fast.errors import RequestError
 
 MAX_MESSAGES = 4096
-MAX_N = 16
 MAX_PROMPTS = 1024
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -45,22 +45,78 @@ class Message(msgspec.Struct):
     reasoning: str | None = None
 
 
+class Prediction(msgspec.Struct):
+    """Text that the answer is expected to have."""
+
+    content: str | list[ContentPart]
+    type: Literal["content"] = "content"
+
+
 class ChatRequest(SamplingFields, kw_only=True):
     """``prompt`` is Mini-SGLang's: a raw text in place of messages."""
 
-    messages: list[Message] | None = None
-    prompt: str | None = None
-    max_completion_tokens: int | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    add_generation_prompt: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    separate_reasoning: bool | None = None
-    stream_reasoning: bool | None = None
-    include_reasoning: bool | None = None
-    reasoning_effort: str | float | None = None
-    reasoning: ReasoningOptions | None = None
+    messages: Annotated[
+        list[Message] | None, doc("The conversation.", minItems=1, maxItems=MAX_MESSAGES)
+    ] = None
+    prompt: Annotated[str | None, doc("A raw text, in place of messages.")] = None
+    input_ids: Annotated[
+        list[int] | None, doc("The prompt's token ids; the template is not used.", minItems=1)
+    ] = None
+    max_completion_tokens: Annotated[
+        int | None, doc("Most tokens to generate; wins over `max_tokens`.", minimum=1)
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, doc("Variables of the template, such as `enable_thinking`.")
+    ] = None
+    documents: Annotated[
+        list[dict[str, Any]] | None, doc("Documents, for templates that have a place for them.")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, doc("End the prompt with the header of an answer (default true).")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, doc("Go on with the text of the last message, which is the assistant's.")
+    ] = None
+    echo: Annotated[
+        bool | None, doc("Begin the answer with the last message, if it is the assistant's.")
+    ] = None
+    tools: Annotated[list[dict[str, Any]] | None, doc("Functions that the model may call.")] = None
+    tool_choice: Annotated[
+        str | dict[str, Any] | None, doc("Whether and what the model calls.")
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, doc("With false, at most one call is answered (default true).")
+    ] = None
+    separate_reasoning: Annotated[
+        bool | None, doc("With false, reasoning stays in the content, tags and all.")
+    ] = None
+    stream_reasoning: Annotated[
+        bool | None, doc("With false, reasoning comes in one event, at its end.")
+    ] = None
+    include_reasoning: Annotated[bool | None, doc("With false, reasoning is left out.")] = None
+    reasoning_effort: Annotated[
+        str | float | None,
+        doc("`none` turns thinking off; any other is a variable of the template."),
+    ] = None
+    reasoning: Annotated[ReasoningOptions | None, doc("The same, in OpenRouter's form.")] = None
+    verbosity: Annotated[
+        Literal["low", "medium", "high"] | None, doc("A variable of the template.")
+    ] = None
+    prediction: Annotated[
+        Prediction | None,
+        doc("Defined by OpenAI as a hint for speed; no part of the answer."),
+    ] = None
+    safety_identifier: Annotated[
+        str | None, doc("Defined by OpenAI as a label of the end user; no part of the answer.")
+    ] = None
+    prompt_cache_key: Annotated[
+        str | None,
+        doc("Defined by OpenAI as a hint to find a cache; here every request uses the one cache."),
+    ] = None
+    prompt_cache_retention: Annotated[
+        Literal["in_memory", "in-memory", "24h"] | None,
+        doc("Defined by OpenAI as a hint for its cache; no part of the answer."),
+    ] = None
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -69,13 +125,28 @@ class ChatRequest(SamplingFields, kw_only=True):
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        return template_kwargs(self.chat_template_kwargs, self.reasoning_effort, self.reasoning)
+        kwargs = template_kwargs(self.chat_template_kwargs, self.reasoning_effort, self.reasoning)
+        if self.verbosity is not None:
+            kwargs.setdefault("verbosity", self.verbosity)
+        return kwargs
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
-    prompt: str | list[str | int | list[int]] | None = None
-    max_completion_tokens: int | None = None
-    echo: bool | None = None
+    prompt: Annotated[
+        str | list[str | int | list[int]],
+        doc("A text, texts, token ids, or lists of token ids."),
+    ]
+    suffix: Annotated[
+        str | None,
+        doc("Text behind the completion, for models with tokens for filling in the middle."),
+    ] = None
+    max_completion_tokens: Annotated[
+        int | None, doc("Most tokens to generate; wins over `max_tokens`.", minimum=1)
+    ] = None
+    echo: Annotated[bool | None, doc("Begin the answer with the prompt.")] = None
+    best_of: Annotated[
+        int | None, doc("Generate so many, answer the `n` likeliest.", minimum=1, maximum=MAX_N)
+    ] = None
 
 
 class GenerateRequest(SamplingFields, kw_only=True):
@@ -95,53 +166,75 @@ def parse_chat(body: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
 def check_chat(fields: Body) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """The same for a body that is read already, or translated from that of another API."""
     request = check_fields(fields, ChatRequest)
-    _check_common(request, fields)
-    if bool(fields.get("echo")):
-        raise unsupported("echo")
+    check_refused(fields, is_chat=True)
+    check_common(request)
     try:
         check_tools(request.tools, request.tool_choice)
     except msgspec.ValidationError as error:
         raise type_error(str(error)) from None
+    if request.continue_final_message and request.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt cannot both be true.",
+            param="continue_final_message",
+        )
+    others = [name for name in ("prompt", "input_ids") if getattr(request, name) is not None]
     if request.messages is None:
-        if request.prompt is None:
-            raise RequestError("Missing required field: messages.", param="messages")
-        if request.tools:
-            raise RequestError("tools need messages, a prompt cannot have them.", param="tools")
-        return request, []
-    if request.prompt is not None:
+        return request, _without_messages(request, others)
+    if "prompt" in others:
         raise RequestError("Give either messages or prompt, not both.", param="prompt")
     _check_messages(request.messages)
+    if request.continue_final_message and request.messages[-1].role != "assistant":
+        raise RequestError(
+            "continue_final_message needs a last message of the assistant.",
+            param="continue_final_message",
+        )
     messages: list[dict[str, Any]] = fields["messages"]
     return request, messages
+
+
+def _without_messages(request: ChatRequest, others: list[str]) -> list[dict[str, Any]]:
+    if not others:
+        raise RequestError("Missing required field: messages.", param="messages")
+    if len(others) > 1:
+        raise RequestError("Give either prompt or input_ids, not both.", param="input_ids")
+    for name in ("tools", "continue_final_message"):
+        if getattr(request, name):
+            raise RequestError(f"{name} needs messages, a prompt cannot have it.", param=name)
+    return []
 
 
 def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     """The checked request and its prompts, one or more."""
     request, fields = parse_body(body, CompletionRequest)
-    _check_common(request, fields)
+    check_refused(fields, is_chat=False)
+    check_common(request)
     prompts = _prompts(request.prompt)
+    _check_best_of(request)
     if request.max_tokens == 0 and not request.echo:
         raise RequestError("max_tokens must be at least 1 unless echo is true.", param="max_tokens")
     return request, prompts
 
 
+def _check_best_of(request: CompletionRequest) -> None:
+    if request.best_of is None or request.best_of == request.num_choices:
+        return
+    if not request.num_choices <= request.best_of <= MAX_N:
+        raise RequestError(
+            f"best_of must be in [n, {MAX_N}], got {request.best_of}.", param="best_of"
+        )
+    if request.stream:
+        raise RequestError("best_of cannot be streamed.", param="best_of")
+    raise unsupported("best_of")
+
+
 def parse_generate(body: bytes) -> GenerateRequest:
     """The checked request of ``/generate``."""
     request, fields = parse_body(body, GenerateRequest)
-    _check_common(request, fields)
+    check_refused(fields, is_chat=False)
+    check_common(request)
     if request.num_choices != 1:
         raise RequestError("n must be 1 on this route.", param="n")
     return request
-
-
-def _check_common(request: SamplingFields, fields: Body) -> None:
-    check_refused(fields, is_chat=isinstance(request, ChatRequest))
-    if not 1 <= request.num_choices <= MAX_N:
-        raise RequestError(f"n must be in [1, {MAX_N}], got {request.n}.", param="n")
-    if request.stream_options is not None and not request.stream:
-        raise RequestError(
-            "stream_options can only be given when stream is true.", param="stream_options"
-        )
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -164,10 +257,8 @@ def _check_messages(messages: Sequence[Message]) -> None:
                     raise RequestError(f"Missing required field: {where}.", param=where)
 
 
-def _prompts(prompt: str | list[str | int | list[int]] | None) -> list[Prompt]:
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     """A string, several strings, token ids, or several lists of token ids."""
-    if prompt is None:
-        raise RequestError("Missing required field: prompt.", param="prompt")
     if isinstance(prompt, str):
         return [prompt]
     kinds = set(map(type, prompt))

@@ -19,7 +19,8 @@ from typing import Protocol
 
 import orjson
 
-from minisgl_fast.api.chat_deltas import ChatDeltas
+from minisgl_fast.api.chat_deltas import ChatDeltas, quoted
+from minisgl_fast.api.extras import Extras
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.errors_json import error_body
 from minisgl_fast.server.exchange import EVENT_STREAM
@@ -114,23 +115,52 @@ class _EventStream:
         return b"data: %b\n\n%b" % (error_body(error, request_id), DONE)
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What stands at the top of an OpenAI object. ``rid``: the client's own id, as it is."""
+
+    request_id: str
+    model: str
+    include_usage: bool = False
+    rid: str | None = None
+    has_tier: bool = False  # the request has a service_tier
+
+
 class _OpenAIFormat(_EventStream):
     """What chat and completion objects share."""
 
     text_event: Callable[[bytes], bytes] | None = None
+    prompt_in_choice = False  # the prompt's ids stand in every choice
     id_prefix = ""
     chunk_object = ""
     whole_object = ""
 
-    def __init__(self, request_id: str, model: str, include_usage: bool) -> None:
-        self._include_usage = include_usage
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+    def __init__(self, head: Head, extras: Extras | None = None) -> None:
+        self._include_usage = head.include_usage
+        self._extras = extras
+        self._plain_tail = b'],"usage":null}\n\n' if head.include_usage else b"]}\n\n"
+        identity = orjson.dumps(head.rid or self.id_prefix + head.request_id)
+        if head.has_tier:
+            identity += b',"service_tier":"default"'
         self._identity = b'{"id":%b,"object":"%%b","created":%d,"model":%b,"choices":[' % (
-            orjson.dumps(self.id_prefix + request_id).replace(b"%", b"%%"),
+            identity.replace(b"%", b"%%"),
             time.time(),
-            orjson.dumps(model).replace(b"%", b"%%"),
+            orjson.dumps(head.model).replace(b"%", b"%%"),
         )
         self._head = b"data: " + self._identity % self.chunk_object.encode()
+
+    @property
+    def _tail(self) -> bytes:
+        """What ends an event behind its choice."""
+        if self._extras is None:
+            return self._plain_tail
+        return b"]%b}\n\n" % self._extras.event_keys(nulls_usage=self._include_usage)
+
+    def _extra(self, index: int, *, is_event: bool = True) -> bytes:
+        """More keys of a choice."""
+        if self._extras is None:
+            return b""
+        return self._extras.choice_keys(index, with_prompt=self.prompt_in_choice, is_event=is_event)
 
     def ending(self, usage: Usage) -> bytes:
         if not self._include_usage:
@@ -154,49 +184,66 @@ class ChatFormat(_OpenAIFormat):
     whole_object = "chat.completion"
     has_plain = True
 
+    def __init__(self, head: Head, extras: Extras | None = None, echo: str = "") -> None:
+        """``echo``: text that every answer begins with."""
+        super().__init__(head, extras)
+        self._echo = echo
+
     def writer(self, index: int) -> ChatDeltas:
-        return ChatDeltas(partial(self.delta, index))
+        return ChatDeltas(partial(self.delta, index), self._echo)
 
     def prefix(self, index: int) -> bytes:
         return b'%b{"index":%d,"delta":{"content":"' % (self._head, index)
 
     def suffix(self, index: int) -> bytes:
-        return b'"},"logprobs":null,"finish_reason":null}' + self._tail
+        return b'"},"logprobs":null,"finish_reason":null%b}%b' % (self._extra(index), self._tail)
 
     def delta(self, index: int, fields: bytes) -> bytes:
         """An event with these fields of a delta, in JSON."""
-        return b'%b{"index":%d,"delta":{%b},"logprobs":null,"finish_reason":null}%b' % (
+        return b'%b{"index":%d,"delta":{%b},"logprobs":null,"finish_reason":null%b}%b' % (
             self._head,
             index,
             fields,
+            self._extra(index),
             self._tail,
         )
 
     def opening(self, index: int, usage: Usage) -> bytes:
-        return self.delta(index, b'"role":"assistant","content":""')
+        role = self.delta(index, b'"role":"assistant","content":""')
+        if self._extras is not None:
+            role = role.removesuffix(b"}\n\n") + self._extras.prompt_key() + b"}\n\n"
+        if not self._echo:
+            return role
+        return role + self.delta(index, b'"content":%b' % quoted(self._echo))
 
     def closing(self, answer: Answer) -> bytes:
         index = answer.index
-        end = b'%b{"index":%d,"delta":{},"logprobs":null,%b}%b' % (
+        events = b""
+        if answer.text:
+            events = self.prefix(index) + answer.text + self.suffix(index)
+        return events + b'%b{"index":%d,"delta":{},"logprobs":null,%b%b}%b' % (
             self._head,
             index,
             answer.end(),
+            self._extra(index),
             self._tail,
         )
-        return self.prefix(index) + answer.text + self.suffix(index) + end if answer.text else end
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         choices = (
-            b'{"index":%d,"message":%b,"logprobs":null,%b}'
+            b'{"index":%d,"message":%b,"logprobs":null,%b%b}'
             % (
                 answer.index,
                 answer.message
-                or b'{"role":"assistant","content":"%b","refusal":null}' % answer.text,
+                or b'{"role":"assistant","content":"%b%b","refusal":null}'
+                % (json_escaped(self._echo), answer.text),
                 answer.end(),
+                self._extra(answer.index, is_event=False),
             )
             for answer in answers
         )
-        return self.whole(choices, usage)
+        whole = self.whole(choices, usage)
+        return whole if self._extras is None else whole[:-1] + self._extras.prompt_key() + b"}"
 
 
 class CompletionFormat(_OpenAIFormat):
@@ -205,21 +252,20 @@ class CompletionFormat(_OpenAIFormat):
     ``echoes``: JSON-escaped text that stands before each choice's own, empty without ``echo``.
     """
 
+    prompt_in_choice = True
     id_prefix = "cmpl-"
     chunk_object = "text_completion"
     whole_object = "text_completion"
 
-    def __init__(
-        self, request_id: str, model: str, include_usage: bool, echoes: list[bytes]
-    ) -> None:
-        super().__init__(request_id, model, include_usage)
+    def __init__(self, head: Head, echoes: list[bytes], extras: Extras | None = None) -> None:
+        super().__init__(head, extras)
         self._echoes = echoes
 
     def prefix(self, index: int) -> bytes:
         return b'%b{"index":%d,"text":"' % (self._head, index)
 
     def suffix(self, index: int) -> bytes:
-        return b'","logprobs":null,"finish_reason":null}' + self._tail
+        return b'","logprobs":null,"finish_reason":null%b}%b' % (self._extra(index), self._tail)
 
     def opening(self, index: int, usage: Usage) -> bytes:
         if not self._echoes or not self._echoes[index]:
@@ -227,21 +273,23 @@ class CompletionFormat(_OpenAIFormat):
         return self.prefix(index) + self._echoes[index] + self.suffix(index)
 
     def closing(self, answer: Answer) -> bytes:
-        return b'%b%b","logprobs":null,%b}%b' % (
+        return b'%b%b","logprobs":null,%b%b}%b' % (
             self.prefix(answer.index),
             answer.text,
             answer.end(),
+            self._extra(answer.index),
             self._tail,
         )
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         choices = (
-            b'{"index":%d,"text":"%b%b","logprobs":null,%b}'
+            b'{"index":%d,"text":"%b%b","logprobs":null,%b%b}'
             % (
                 answer.index,
                 self._echoes[answer.index] if self._echoes else b"",
                 answer.text,
                 answer.end(),
+                self._extra(answer.index, is_event=False),
             )
             for answer in answers
         )
@@ -280,7 +328,7 @@ class GenerateFormat(_EventStream):
 
 def json_escaped(text: str) -> bytes:
     """The text as the inside of a JSON string."""
-    return orjson.dumps(text)[1:-1]
+    return quoted(text)[1:-1]
 
 
 def model_list(name: str, root: str, created: int, max_model_len: int | None) -> bytes:

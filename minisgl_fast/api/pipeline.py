@@ -17,15 +17,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from minisgl_fast.api.body import check_content_type
 from minisgl_fast.api.chat_output import ChatOutput
+from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.openai_request import Prompt
 from minisgl_fast.api.openai_response import ResponseFormat
-from minisgl_fast.api.sampling_fields import (
-    SamplingFields,
+from minisgl_fast.api.sampling_fields import SamplingFields
+from minisgl_fast.api.sampling_params import (
+    banned_token_ids,
     cache_salt,
     check_token_ids,
     sampling_params,
@@ -49,7 +51,7 @@ class Task:
     ``make_format`` gets the encoded prompts and makes what writes the answer. ``max_tokens`` is the
     client's, None if it gave none; then ``default_max_tokens`` holds, cut to what the context
     leaves (None fills it). ``param`` names the prompt's field. ``output`` makes what takes the text
-    of a choice apart, None where all of it is content.
+    of a choice apart, None where all of it is content; ``extras`` are those that the format writes.
     """
 
     route: str
@@ -66,6 +68,7 @@ class Task:
     param: str = "prompt"
     add_special_tokens: bool = True
     output: Callable[[int], ChatOutput] | None = None
+    extras: Extras | None = None
 
 
 class Pipeline:
@@ -102,6 +105,9 @@ class Pipeline:
     def params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
         """Check ranges, then the model's name, in this order."""
         params = sampling_params(body, self.frontend.defaults, max_tokens)
+        if body.bad_words:
+            banned = banned_token_ids(body.bad_words, self.tokenizer)
+            params = replace(params, banned_token_ids=banned)
         check_token_ids(params, self.frontend.check_ready().vocab_size)
         self.check_model(body.model)
         return params
@@ -119,7 +125,7 @@ class Pipeline:
         """Encode the prompts, here if they are short, and run the session."""
         limit = self.frontend.check_ready().max_model_len
         for prompt in task.prompts:
-            if isinstance(prompt, str):
+            if isinstance(prompt, str) and task.body.truncate_prompt_tokens is None:
                 self.tokenizer.check_fits(prompt, limit, param=task.param)
         self.encode(
             task.request,
@@ -180,6 +186,7 @@ class Pipeline:
     def _run(self, task: Task, prompts: list[list[int]]) -> None:
         frontend = self.frontend
         vocab_size = frontend.check_ready().vocab_size
+        prompts = [self._cut(prompt, task) for prompt in prompts]
         limits = []
         for given, prompt in zip(task.prompts, prompts, strict=True):
             # Lengths first: a prompt that is too long is not read to its end.
@@ -187,7 +194,7 @@ class Pipeline:
             if task.max_tokens is None and task.default_max_tokens is not None:
                 room = min(room, task.default_max_tokens)
             limits.append(room)
-            if given is prompt and not (min(prompt) >= 0 and max(prompt) < vocab_size):
+            if not isinstance(given, str) and not (min(prompt) >= 0 and max(prompt) < vocab_size):
                 raise RequestError(
                     f"{task.param} must hold token ids in [0, {vocab_size - 1}].", param=task.param
                 )
@@ -200,7 +207,28 @@ class Pipeline:
             stream=task.stream,
             received=task.received,
             output=task.output,
+            extras=task.extras,
         )
+        if task.extras is not None:
+            task.extras.prompts = prompts
         session.start(
-            Generation(prompts, limits, task.params, task.body.num_choices, cache_salt(task.body))
+            Generation(
+                prompts,
+                limits,
+                task.params,
+                task.body.num_choices,
+                cache_salt(task.body),
+                task.body.priority or 0,
+            )
         )
+
+    def _cut(self, prompt: list[int], task: Task) -> list[int]:
+        """The prompt within ``truncate_prompt_tokens``."""
+        most = task.body.truncate_prompt_tokens
+        if most is None:
+            return prompt
+        if most == -1:
+            most = max(self.frontend.check_ready().max_model_len - (task.max_tokens or 1), 1)
+        if len(prompt) <= most:
+            return prompt
+        return prompt[:most] if task.body.truncation_side == "right" else prompt[-most:]

@@ -1,50 +1,178 @@
-"""SamplingFields: what the bodies of all generating routes share, and what the engine gets of it.
+"""SamplingFields: what the bodies of all generating routes share.
 
-Nothing here knows the model: its defaults and limits are arguments.
+Types are checked by the Struct, ranges by sampling_params.py; the descriptions are those of
+``/openapi.json`` and docs/api.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
+from typing import Annotated, Literal
 
 import msgspec
 
-from minisgl_fast.errors import RequestError
-from minisgl_fast.params import SamplingDefaults, SamplingParams
+from minisgl_fast.api.body import doc
+from minisgl_fast.params import (
+    MAX_BANNED_TOKEN_IDS,
+    MAX_INT32,
+    MAX_LOGIT_BIAS,
+    MAX_SEED,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
 
-# Below this a temperature is greedy: logits divided by it would leave the range of float32.
-LOWEST_TEMPERATURE = 1e-5
+MAX_N = 128
 
 
 class StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, doc("A last event carries the usage.")] = None
+    continuous_usage_stats: Annotated[
+        bool | None, doc("Every event of a choice carries the usage of that choice so far.")
+    ] = None
+    include_obfuscation: Annotated[
+        bool | None,
+        doc("Random padding in every event hides from onlookers how long its text is."),
+    ] = None
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
-    """What all generation routes share."""
+    """What all generating routes share."""
 
-    model: str | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
-    n: int | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    cache_salt: str | None = None
+    model: Annotated[
+        str | None, doc("The served model's name, or `default`; another name is a 404.")
+    ] = None
+    max_tokens: Annotated[int | None, doc("Most tokens to generate.", minimum=0)] = None
+    min_tokens: Annotated[
+        int | None,
+        doc("Fewest tokens before an end or a stop counts.", minimum=0, maximum=MAX_INT32),
+    ] = None
+    temperature: Annotated[
+        float | None, doc("0 always takes the likeliest token.", minimum=0, maximum=100)
+    ] = None
+    top_p: Annotated[
+        float | None,
+        doc("Sample from the likeliest tokens of this mass.", exclusiveMinimum=0, maximum=1),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        doc("Sample from so many of the likeliest; 0 and -1: all.", minimum=-1, maximum=MAX_INT32),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        doc("Least probability, as a share of the likeliest's.", minimum=0, maximum=1),
+    ] = None
+    seed: Annotated[
+        int | None,
+        doc("The same seed and request give the same text.", minimum=-(2**63), maximum=MAX_SEED),
+    ] = None
+    presence_penalty: Annotated[
+        float | None, doc("Off the logits of tokens that came.", minimum=-2, maximum=2)
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, doc("The same, for each time they came.", minimum=-2, maximum=2)
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        doc(
+            "Divides the logits of tokens that stand in the prompt or came.",
+            exclusiveMinimum=0,
+            maximum=2,
+        ),
+    ] = None
+    logit_bias: Annotated[
+        dict[int, Annotated[float, doc("Added to the logit.", minimum=-100, maximum=100)]] | None,
+        doc("By token id.", maxProperties=MAX_LOGIT_BIAS),
+    ] = None
+    bad_words: Annotated[
+        list[str] | None,
+        doc(
+            "Words that must not come. Each must be one token, with or without a blank before it.",
+            maxItems=MAX_BANNED_TOKEN_IDS,
+        ),
+    ] = None
+    stop: Annotated[
+        str | list[str] | None,
+        doc(
+            f"Strings that end the text, up to {MAX_STOP_STRINGS} of 256 characters, wherever "
+            "tokens cut them."
+        ),
+    ] = None
+    stop_regex: Annotated[
+        str | list[str] | None,
+        doc(
+            "Patterns that end the text where one is first complete. Python's syntax without "
+            "anchors, look-around and back-references; matched in linear time."
+        ),
+    ] = None
+    stop_token_ids: Annotated[
+        list[int] | None, doc("Tokens that end the text.", maxItems=MAX_STOP_TOKEN_IDS)
+    ] = None
+    ignore_eos: Annotated[bool | None, doc("Go on behind the model's own end.")] = None
+    include_stop_str_in_output: Annotated[
+        bool | None, doc("Keep what stopped the text at its end.")
+    ] = None
+    no_stop_trim: Annotated[bool | None, doc("The same, by SGLang's name.")] = None
+    skip_special_tokens: Annotated[
+        bool | None, doc("Leave special tokens out of the text (default true).")
+    ] = None
+    spaces_between_special_tokens: Annotated[
+        bool | None,
+        doc("Either value: no tokenizer that is served here puts blanks between special tokens."),
+    ] = None
+    n: Annotated[int | None, doc("Answers per prompt.", minimum=1, maximum=MAX_N)] = None
+    stream: Annotated[bool | None, doc("Answer in server-sent events.")] = None
+    stream_options: Annotated[StreamOptions | None, doc("Only with `stream`.")] = None
+    return_token_ids: Annotated[
+        bool | None, doc("Add `prompt_token_ids`, and `token_ids` to every choice and its events.")
+    ] = None
+    return_prompt_token_ids: Annotated[bool | None, doc("Add `prompt_token_ids`.")] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        doc(
+            "Put what the tokenizer puts around a text, such as bos, around the prompt (default: "
+            "for a raw prompt, not for a chat, whose template writes it)."
+        ),
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        int | None,
+        doc("Cut a longer prompt to so many tokens; -1: to what the context holds.", minimum=-1),
+    ] = None
+    truncation_side: Annotated[
+        Literal["left", "right"] | None, doc("Which side of the prompt is cut (default left).")
+    ] = None
+    priority: Annotated[
+        int | None,
+        doc(
+            "Higher runs first; equal ones in the order they came.",
+            minimum=-MAX_INT32,
+            maximum=MAX_INT32,
+        ),
+    ] = None
+    cache_salt: Annotated[
+        str | None, doc("Cached prefixes are shared only among requests with the same salt.")
+    ] = None
+    extra_key: Annotated[str | None, doc("The same; with both, both must be equal.")] = None
+    rid: Annotated[
+        str | None,
+        doc("The answer's `id`, and its name for `/abort_request`.", pattern="^[!-~]{1,128}$"),
+    ] = None
+    request_id: Annotated[
+        str | None, doc("The same, by vLLM's name.", pattern="^[!-~]{1,128}$")
+    ] = None
+    user: Annotated[
+        str | None, doc("Defined by OpenAI as a label of the end user; no part of the answer.")
+    ] = None
+    metadata: Annotated[
+        dict[str, str] | None,
+        doc("Defined by OpenAI as labels of a stored answer; no part of the answer."),
+    ] = None
+    store: Annotated[
+        bool | None,
+        doc("Defined by OpenAI for its own evaluation products; no part of the answer."),
+    ] = None
+    service_tier: Annotated[
+        Literal["auto", "default", "flex", "scale", "priority", "fast"] | None,
+        doc("There is one tier: the answer says `default`."),
+    ] = None
 
     @property
     def num_choices(self) -> int:
@@ -55,56 +183,6 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-
-def sampling_params(
-    request: SamplingFields, defaults: SamplingDefaults | None, max_tokens: int | None
-) -> SamplingParams:
-    """The parameters of every choice: the client's values, else the model's, else neutral ones."""
-    temperature = _first(request.temperature, defaults and defaults.temperature, 1.0)
-    if 0.0 < temperature < LOWEST_TEMPERATURE:
-        temperature = 0.0
-    stop = request.stop
-    return SamplingParams(
-        max_tokens=max_tokens,
-        min_tokens=request.min_tokens or 0,
-        temperature=temperature,
-        top_p=_first(request.top_p, defaults and defaults.top_p, 1.0),
-        top_k=_first(request.top_k, defaults and defaults.top_k, 0),
-        min_p=_first(request.min_p, defaults and defaults.min_p, 0.0),
-        seed=request.seed,
-        presence_penalty=_first(request.presence_penalty, None, 0.0),
-        frequency_penalty=_first(request.frequency_penalty, None, 0.0),
-        repetition_penalty=_first(
-            request.repetition_penalty, defaults and defaults.repetition_penalty, 1.0
-        ),
-        logit_bias=request.logit_bias or {},
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-        stop_token_ids=tuple(request.stop_token_ids or ()),
-        ignore_eos=bool(request.ignore_eos),
-        include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        skip_special_tokens=request.skip_special_tokens is not False,
-    )
-
-
-def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """RequestError if ``logit_bias`` or ``stop_token_ids`` names an id outside the vocabulary."""
-    for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-        if ids and max(ids) >= vocab_size:
-            raise RequestError(
-                f"{name} has token id {max(ids)}, but the vocabulary ends at {vocab_size - 1}.",
-                param=name,
-            )
-
-
-def cache_salt(request: SamplingFields) -> int:
-    """The number that keeps this client's cached prefixes apart; 0 is the common cache."""
-    if not request.cache_salt:
-        return 0
-    digest = hashlib.blake2b(request.cache_salt.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") or 1
-
-
-def _first(given: Any, default: Any, neutral: Any) -> Any:
-    if given is not None:
-        return given
-    return neutral if default is None else default
+    @property
+    def wants_prompt_ids(self) -> bool:
+        return bool(self.return_token_ids or self.return_prompt_token_ids)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from minisgl_fast.api.chat_output import ChatOutput
-from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage
+from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage, json_escaped
 from minisgl_fast.errors import EngineError, MinisglError
 from minisgl_fast.params import SamplingParams, stop_program
 from minisgl_fast.server.deliver import Choice, Response
@@ -47,6 +48,7 @@ class Generation:
     params: SamplingParams
     n: int
     cache_salt: int = 0
+    priority: int = 0
 
 
 class Session(Response):
@@ -63,9 +65,11 @@ class Session(Response):
         stream: bool,
         received: float,
         output: Callable[[int], ChatOutput] | None = None,
+        extras: Extras | None = None,
     ) -> None:
         """``received``: when the request arrived, by time.perf_counter(). ``output``: makes what
-        takes a choice's text apart, None where all of it is content."""
+        takes a choice's text apart, None where all of it is content. ``extras``: those that the
+        format writes."""
         super().__init__(exchange, stream, form.text_event if stream else None)
         self._frontend = frontend
         self._metrics = metrics
@@ -76,6 +80,7 @@ class Session(Response):
         self._choices: list[Choice] = []
         self._answers: list[Answer | None] = []
         self._make_output = output
+        self._extras = extras
         self._outputs: list[ChatOutput] = []
         self._usage = Usage(reasoning_tokens=None if output is None else 0)
 
@@ -104,6 +109,7 @@ class Session(Response):
                 seed=(seed + k) % 2**64,
                 max_tokens=generation.max_tokens[prompt],
                 cache_salt=generation.cache_salt,
+                priority=generation.priority,
             )
         self._metrics.num_prompt_tokens += self._usage.prompt_tokens
 
@@ -118,10 +124,16 @@ class Session(Response):
         )
 
     def parse_text(self, choice: Choice, text: bytes) -> bytes:
+        if self._extras is not None:
+            self._prepare_extras(self._extras, choice, text)
+            if not self._outputs:
+                form, index = self._form, choice.index
+                return form.prefix(index) + json_escaped(text.decode()) + form.suffix(index)
         output = self._outputs[choice.index]
         events = output.feed(text)
-        choice.is_parsed = not output.is_plain
-        choice.set_lane(*output.lane())
+        if self._extras is None:
+            choice.is_parsed = not output.is_plain
+            choice.set_lane(*output.lane())
         return events
 
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
@@ -136,6 +148,10 @@ class Session(Response):
             if reason == "stop":
                 matched = choice.last_token
         self._usage.completion_tokens += choice.num_tokens
+        if self._extras is not None:
+            self._prepare_extras(self._extras, choice, text)
+            if not self._outputs:
+                text = json_escaped(text.decode())
         answer = Answer(
             choice.index,
             text,
@@ -189,17 +205,28 @@ class Session(Response):
             self,
             index,
             text,
-            self._form.prefix(index),
-            self._form.suffix(index),
+            self._form.prefix(index) if self._extras is None else b"",
+            self._form.suffix(index) if self._extras is None else b"",
             params.include_stop_str_in_output,
             self._received,
         )
+        if self._extras is not None:
+            choice.is_parsed = True
+            choice.keeps_tokens = self._extras.keeps_tokens
         if self._make_output is not None:
             output = self._make_output(index)
             self._outputs.append(output)
             choice.is_parsed = True
             choice.mark_token, choice.mark_token_2 = output.end_tokens
         return choice
+
+    def _prepare_extras(self, extras: Extras, choice: Choice, text: bytes) -> None:
+        usage = Usage(
+            len(self._generation.prompts[choice.index // self._generation.n]),
+            choice.num_tokens,
+            choice.num_cached,
+        )
+        extras.prepare(choice.index, choice.take_tokens(), usage.to_json(), len(text))
 
     def _close_output(self, choice: Choice, answer: Answer) -> bytes:
         """Finish what takes the text apart; gives its last events and changes the answer."""

@@ -157,11 +157,18 @@ class Frontend:
         seed: int,
         max_tokens: int,
         cache_salt: int = 0,
+        priority: int = 0,
     ) -> int:
         """Send one generation to the engine; returns its rid. Lengths were checked before."""
         rid = self.dispatcher.open_choice(choice)
         payload = pack_add(
-            rid, params, prompt, seed=seed, max_tokens=max_tokens, cache_salt=cache_salt
+            rid,
+            params,
+            prompt,
+            seed=seed,
+            max_tokens=max_tokens,
+            cache_salt=cache_salt,
+            priority=priority,
         )
         self._send(FrameKind.ADD, payload)
         return rid

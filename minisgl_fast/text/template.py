@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -73,12 +74,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt's text, special tokens written out (encode it without adding any).
 
         ``chat_template_kwargs``: the client's own variables, such as ``enable_thinking``.
+        ``continue_final_message``: the prompt ends with the last message's content; no generation
+        prompt is added then.
         RequestError(param="messages") if the template cannot render the messages.
         """
         name = "tool_use" if tools and "tool_use" in self._templates else "default"
@@ -94,7 +98,8 @@ class ChatTemplate:
                 f"messages must hold 1 to {MAX_MESSAGES} messages, got {len(messages)}.",
                 param="messages",
             )
-        if self._quick is not None and not tools and not documents:
+        plain_form = not (tools or documents or continue_final_message)
+        if self._quick is not None and plain_form:
             text = self._quick.render(messages, add_generation_prompt, chat_template_kwargs or {})
             if text is not None and len(text) <= MAX_CHARACTERS:
                 return text
@@ -115,8 +120,10 @@ class ChatTemplate:
             "messages": plain,
             "tools": tools,
             "documents": documents,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
+        if continue_final_message:
+            return _render_open(template, variables, plain[-1])
         return _render(template, variables)
 
     def _render_probe(
@@ -164,6 +171,32 @@ def _render(template: jinja2.Template, variables: dict[str, Any]) -> str:
             f"The rendered messages are longer than {MAX_CHARACTERS} characters.", param="messages"
         )
     return "".join(pieces)
+
+
+def _render_open(template: jinja2.Template, variables: dict[str, Any], last: dict[str, Any]) -> str:
+    """The text up to the end of the last message's content.
+
+    A mark that no message has stands there while the template renders. As in transformers, blanks
+    at the content's end go where the template trims them.
+    """
+    mark = f"<{secrets.token_hex(16)}>"
+    last["content"] += mark + " "
+    text = _render(template, variables)
+    at = text.rfind(mark)
+    if at < 0:
+        raise RequestError(
+            "The model's chat template does not show the last message, so it cannot be continued.",
+            param="continue_final_message",
+        )
+    is_trimmed = not text.startswith(" ", at + len(mark))
+    text = text[:at].replace(mark + " ", "").replace(mark, "")  # where it is shown earlier too
+    return text.rstrip() if is_trimmed else text
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a message, its parts joined."""
+    text = _plain(0, message)["content"]
+    return text if isinstance(text, str) else ""
 
 
 def _plain(index: int, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,8 +109,8 @@ TABLE = [
         "context_length_exceeded",
         f"maximum context length is {LONG} tokens",
     ),
-    (COMPLETIONS, {"prompt": "Hi", "suffix": "x"}, 400, "suffix", "invalid_value", "suffix"),
-    (COMPLETIONS, {"prompt": "Hi", "n": 17}, 400, "n", "invalid_value", "[1, 16]"),
+    (COMPLETIONS, {"prompt": [5], "suffix": "x"}, 400, "suffix", "invalid_value", "suffix"),
+    (COMPLETIONS, {"prompt": "Hi", "n": 129}, 400, "n", "invalid_value", "[1, 128]"),
     ("/generate", {"max_tokens": 5}, 400, "prompt", "invalid_value", "prompt"),
     ("/nowhere", {}, 404, None, "not_found", "/nowhere"),
 ]

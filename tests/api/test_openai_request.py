@@ -9,13 +9,13 @@ from minisgl_fast.api.body import MAX_JSON_DEPTH
 from minisgl_fast.api.chat_fields import MAX_TOOLS
 from minisgl_fast.api.openai_request import (
     MAX_MESSAGES,
-    MAX_N,
     MAX_PROMPTS,
     parse_chat,
     parse_completion,
     parse_generate,
 )
-from minisgl_fast.api.sampling_fields import cache_salt, check_token_ids, sampling_params
+from minisgl_fast.api.sampling_fields import MAX_N
+from minisgl_fast.api.sampling_params import cache_salt, check_token_ids, sampling_params
 from minisgl_fast.errors import RequestError
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -172,8 +172,8 @@ REFUSED = [
     ("structured_outputs", {"choice": ["a"]}),
     ("thinking_token_budget", 5),
     ("modalities", ["text", "audio"]),
-    ("echo", True),
-    ("continue_final_message", True),
+    ("return_meta_info", True),
+    ("suffix", "x"),
     ("best_of", 2),
 ]
 

@@ -10,6 +10,7 @@ from minisgl_fast.api.openai_response import (
     ChatFormat,
     CompletionFormat,
     GenerateFormat,
+    Head,
     Usage,
     json_escaped,
 )
@@ -30,7 +31,7 @@ def events(data):
 
 
 def test_a_chat_completion_has_every_key_of_the_schema():
-    body = json.loads(ChatFormat("x", 'm"%', False).body([ANSWER], USAGE))
+    body = json.loads(ChatFormat(Head("x", 'm"%')).body([ANSWER], USAGE))
     assert body.pop("created") > 1.7e9
     assert body == {
         "id": "chatcmpl-x",
@@ -51,7 +52,7 @@ def test_a_chat_completion_has_every_key_of_the_schema():
 
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_chat_chunks_are_role_text_reason_usage(include_usage):
-    form = ChatFormat("x", "m", include_usage)
+    form = ChatFormat(Head("x", "m", include_usage))
     data = form.opening(1, USAGE) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)
     chunks = events(data)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -76,12 +77,12 @@ def test_chat_chunks_are_role_text_reason_usage(include_usage):
 
 
 def test_an_end_without_text_is_one_chunk():
-    form = ChatFormat("x", "m", False)
+    form = ChatFormat(Head("x", "m"))
     assert len(events(form.closing(Answer(0, b"", "length", None)))) == 1
 
 
 def test_completion_chunks_carry_the_reason_on_the_last_text():
-    form = CompletionFormat("x", "m", False, [b"", b"Echo"])
+    form = CompletionFormat(Head("x", "m"), [b"", b"Echo"])
     assert form.opening(0, USAGE) == b""
     chunks = events(
         form.opening(1, USAGE) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)

@@ -25,6 +25,7 @@ def render_golden(template, case):
         case["messages"],
         case["tools"],
         add_generation_prompt=kwargs.pop("add_generation_prompt"),
+        continue_final_message=case["name"] == "continue_final_message",
         chat_template_kwargs=kwargs,
     )
 
@@ -38,7 +39,6 @@ def inline(source, messages=USER, tools=None, **options):
 # Goldens
 
 SPECIAL_CASES = {
-    "continue_final_message",
     "content_parts_list_is_dropped_by_template",
     "system_content_parts_list",
 }
@@ -63,15 +63,8 @@ def test_qwen3_renders_and_encodes_as_transformers(case, qwen3_template, qwen3):
 @pytest.mark.parametrize("case", golden("smollm2"), ids=lambda case: case["name"])
 def test_smollm2_renders_and_encodes_as_transformers(case, smollm2_gguf, smollm2):
     rendered = render_golden(ChatTemplate.load(smollm2_gguf), case)
-    if case["name"] == "continue_final_message":  # transformers cuts behind the last message
-        rendered = rendered.removesuffix("<|im_end|>\n")
     assert rendered == case["rendered"]
     assert smollm2.encode(rendered) == case["token_ids"]
-
-
-def test_qwen3_final_message_is_as_transformers_up_to_its_end(qwen3_template):
-    case = next(case for case in golden("qwen3") if case["name"] == "continue_final_message")
-    assert render_golden(qwen3_template, case) == case["rendered"] + "<|im_end|>\n"
 
 
 @pytest.mark.parametrize("name", sorted(SPECIAL_CASES - {"continue_final_message"}))
@@ -285,3 +278,41 @@ def test_a_template_flag_that_is_neither_file_nor_template_is_refused(tmp_path):
         ChatTemplate.load(tmp_path, "no_such_file.jinja")
     with pytest.raises(ModelError, match="neither"):
         ChatTemplate.load(tmp_path, "x" * 5000)
+
+
+# Continuing the last message
+
+TEMPLATES = {
+    "plain": "{% for m in messages %}[{{ m.role }}]{{ m.content }}[/]{% endfor %}",
+    "trims": "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>\n{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize(
+    "content", ["The", "The end ", " a\n\n", "", "雪 👩‍👩‍👧", "x</>", "CONTINUE_FINAL_MESSAGE"]
+)
+def test_a_message_is_continued_as_in_transformers(source, content):
+    messages = [*USER, {"role": "assistant", "content": content}]
+    expected = render_jinja_template([messages], chat_template=source, continue_final_message=True)
+    assert inline(source, messages, continue_final_message=True) == expected[0][0]
+    assert messages[-1]["content"] == content
+
+
+def test_only_the_last_place_of_the_message_is_continued():
+    source = "{{ messages[-1].content }}#{% for m in messages %}{{ m.content }};{% endfor %}"
+    messages = [*USER, {"role": "assistant", "content": "The"}]
+    assert inline(source, messages, continue_final_message=True) == "The#Hi;The"
+
+
+def test_qwen3_continues_behind_its_reasoning(qwen3_template):
+    messages = [*USER, {"role": "assistant", "content": "<think>\nso\n</think>\n\nThe"}]
+    text = qwen3_template.render(messages, continue_final_message=True)
+    assert text.endswith("<|im_start|>assistant\n<think>\nso\n</think>\n\nThe")
+
+
+def test_a_template_that_hides_the_last_message_cannot_continue_it():
+    with pytest.raises(RequestError) as caught:
+        inline("{{ messages[0].content }}", [*USER, {"role": "assistant", "content": "a"}],
+               continue_final_message=True)  # fmt: skip
+    assert caught.value.param == "continue_final_message"
