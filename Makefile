@@ -52,7 +52,7 @@ $(VENV)/installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt setuptools Cython
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf]'
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[gguf,structured]'
 	touch $@ $(VENV)/built
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)

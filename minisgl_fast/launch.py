@@ -24,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import orjson
@@ -164,6 +165,7 @@ class _Launch:
             "model_path": str(path),
             "vocab_limit": tokenizer.vocab_size,
             "eos_ids": sorted(tokenizer.eos_ids),
+            "vocabulary": tokenizer.vocabulary().to_text() if find_spec("llguidance") else None,
         }
         channel.send(FrameKind.CONFIG, json.dumps(settings).encode())
         # While the engine loads, or after: requests need not wait for it.

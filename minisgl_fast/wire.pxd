@@ -24,6 +24,7 @@ cpdef enum FinishReason:
     STOP_TOKEN = 3
     ABORTED = 4
     ERROR = 5
+    GRAMMAR = 6  # no token can go on with the request's grammar
 
 cpdef enum AddFlag:
     IGNORE_EOS = 1

@@ -24,6 +24,7 @@ class FinishReason(IntEnum):
     STOP_TOKEN = 3
     ABORTED = 4
     ERROR = 5
+    GRAMMAR = 6
 
 class AddFlag(IntEnum):
     IGNORE_EOS = 1
@@ -62,6 +63,7 @@ def pack_add(
     task: int = 0,
     grammar: bytes = b"",
 ) -> bytes: ...
+def grammar_of(payload: bytes) -> tuple[int, bytes]: ...
 def pack_step(
     rows: Iterable[tuple[int, int, int]], first: Iterable[tuple[int, int]] = ()
 ) -> bytes: ...

@@ -3,7 +3,8 @@
 A frame is ``u32 length, u8 kind, payload``, little-endian; length counts kind and payload. Frames
 travel over one AF_UNIX stream socketpair per frontend (channel.py).
 
-    CONFIG    frontend -> engine   JSON {"config", "model_path", "vocab_limit", "eos_ids"}, first
+    CONFIG    frontend -> engine   JSON {"config", "model_path", "vocab_limit", "eos_ids",
+                                   "vocabulary"}, first
     ADD       frontend -> engine   AddHeader and its arrays (wire.pxd)
     ABORT     frontend -> engine   u32 rid
     PROGRESS  engine -> frontend   JSON {"stage", "done", "total"} while the engine starts
@@ -100,6 +101,15 @@ def pack_add(
         prompt_ids.tobytes(), stop_ids.tobytes(), bias_ids.tobytes(), bias_values.tobytes(),
         ids.tobytes(), grammar,
     ))
+
+
+def grammar_of(bytes payload not None):
+    """The rid and the grammar of an ADD payload; the grammar is empty where there is none."""
+    cdef const AddHeader *header = <const AddHeader *>PyBytes_AS_STRING(payload)
+    cdef size_t size = len(payload)
+    if size < sizeof(AddHeader) or size - sizeof(AddHeader) < header.num_grammar_bytes:
+        raise EngineError("A frontend sent a malformed ADD frame.")
+    return header.rid, payload[size - header.num_grammar_bytes :]
 
 
 cdef class StepRows:

@@ -37,6 +37,7 @@ FACTS = {
     "page_size": 16,
     "dtype": "float32",
     "device": "fake",
+    "grammars": True,
     "max_running_requests": 64,
 }
 

@@ -28,6 +28,7 @@ SAMPLE_DEFAULTS: dict[str, float] = {
     "frequency": 0.0,
     "repetition": 1.0,
     "sample_flags": 0,
+    "mask_rows": 0,
 }
 FLOAT_FIELDS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
 

@@ -5,7 +5,7 @@ For one row with logits l[0..vocab_limit), in float32 (ids from vocab_limit on a
 1. Penalties (HAS_PENALTIES), with c = how often the id was generated, seen = it was generated or is
    in the prompt: if seen, l = l / repetition where l > 0, else l * repetition; then
    l -= frequency * c + (presence if c > 0 else 0).
-2. Bias (HAS_BIAS): l[id] += value; -inf bans an id.
+2. Bias (HAS_BIAS): l[id] += value; -inf bans an id. Mask (HAS_MASK): bans the ids whose bit is 0.
 3. A row whose largest logit is not finite (a NaN anywhere, +inf, or all banned) gives token -1.
 4. temperature < 1e-5: the largest l, lowest id on a tie. Else s = l / temperature.
 5. A threshold on s keeps what all filters keep, ties included:
@@ -37,6 +37,7 @@ from minisgl_fast.backend.step import (
     COUNT_MASK,
     HAS_BIAS,
     HAS_LOGPROBS,
+    HAS_MASK,
     HAS_PENALTIES,
     IN_PROMPT,
     NUM_TOP,
@@ -60,6 +61,7 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
+_BITS = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
 
 
 def sample(
@@ -77,7 +79,9 @@ def sample(
     """
     logits = logits[:, :vocab_limit]
     flags = step.sample_flags
-    is_special = (flags & (HAS_PENALTIES | HAS_BIAS) != 0) | (step.temperature >= MIN_TEMPERATURE)
+    is_special = (flags & (HAS_PENALTIES | HAS_BIAS | HAS_MASK) != 0) | (
+        step.temperature >= MIN_TEMPERATURE
+    )
     if logprobs is not None:
         is_special |= flags & HAS_LOGPROBS != 0
     rows = is_special.nonzero().flatten()
@@ -154,6 +158,9 @@ def _sample_rows(
         scores[penalized] = _penalize(scores[penalized], rows[penalized], step, state)
     if bool((flags & HAS_BIAS != 0).any()):
         _add_bias(scores, rows[flags & HAS_BIAS != 0], rows, step)
+    masked = (flags & HAS_MASK != 0).nonzero().flatten()
+    if len(masked):
+        _apply_masks(scores, masked, rows[masked], step)
     largest, tokens = scores.max(dim=-1)
     tokens = torch.where(largest.isfinite(), tokens, -1)
     drawn = ((step.temperature[rows] >= MIN_TEMPERATURE) & (tokens >= 0)).nonzero().flatten()
@@ -211,6 +218,15 @@ def _add_bias(scores: Tensor, biased: Tensor, rows: Tensor, step: StepTensors) -
     values = step.bias_values[first : first + len(owner)]
     used = is_biased[owner] & (ids >= 0) & (ids < scores.shape[1])
     scores.index_put_((place[owner[used]], ids[used]), values[used], accumulate=True)
+
+
+def _apply_masks(scores: Tensor, masked: Tensor, rows: Tensor, step: StepTensors) -> None:
+    """Ban from ``scores[masked]``, which are samples ``rows``, the ids whose bit is 0."""
+    assert step.masks is not None
+    words = step.masks[step.mask_rows[rows].long()]
+    bits = words.view(torch.uint8).unsqueeze(-1) & _BITS  # little-endian, as everything here
+    is_banned = bits.eq_(0).view(torch.bool).flatten(1)[:, : scores.shape[1]]
+    scores[masked] = scores[masked].masked_fill_(is_banned, float("-inf"))
 
 
 def _draw(scores: Tensor, rows: Tensor, step: StepTensors) -> Tensor:

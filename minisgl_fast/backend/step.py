@@ -16,7 +16,8 @@ from torch import Tensor
 # bits of sample_flags
 HAS_PENALTIES = 1
 HAS_BIAS = 2
-HAS_LOGPROBS = 8  # 4 is kept for grammar masks
+HAS_MASK = 4
+HAS_LOGPROBS = 8
 
 # How many of the largest log-probabilities a row with HAS_LOGPROBS gets.
 NUM_TOP = 20
@@ -59,7 +60,8 @@ class StepTensors:
     presence: Tensor  # [num_samples] f32
     frequency: Tensor  # [num_samples] f32
     repetition: Tensor  # [num_samples] f32
-    sample_flags: Tensor  # [num_samples] HAS_PENALTIES | HAS_BIAS
+    sample_flags: Tensor  # [num_samples] HAS_PENALTIES | HAS_BIAS | HAS_MASK
+    mask_rows: Tensor  # [num_samples] row of ``masks`` of samples with HAS_MASK
     bias_start: Tensor  # [num_samples + 1] into bias_ids and bias_values
     bias_ids: Tensor  # [num_bias]
     bias_values: Tensor  # [num_bias] f32
@@ -67,6 +69,10 @@ class StepTensors:
     update_slots: Tensor  # [num_updates]
     update_columns: Tensor  # [num_updates]
     update_pages: Tensor  # [num_updates]
+
+    # [num_masks, ceil(vocab_size / 32)] bit id % 32 of word id / 32: the id is allowed. None where
+    # no sample has HAS_MASK. Filled when the step is sampled, not yet in the forward pass.
+    masks: Tensor | None = None
 
     # What a backend derives once and uses in every layer.
     scratch: dict[str, Any] = field(default_factory=dict)

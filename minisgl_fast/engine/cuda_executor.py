@@ -26,6 +26,8 @@ STAGE = "Capturing CUDA graphs"
 class CudaExecutor:
     """``engine.executor.Executor`` for one GPU, on torch's current stream."""
 
+    takes_masks = False
+
     def __init__(self, runner: ModelRunner, max_graph_size: int, progress: Progress) -> None:
         self._runner = runner
         self._graph_sizes = graph_sizes(min(max_graph_size, runner.sizes.max_seqs))
@@ -38,13 +40,19 @@ class CudaExecutor:
         device = self._runner.device
         self._words = torch.zeros(capacity.num_words, dtype=torch.int32, device=device)
         self._views = plan_views(self._words, capacity)
-        buffers = [StepBuffers(capacity, pinned=True) for _ in range(count)]
+        vocab_size = self._runner.model_config.vocab_size
+        buffers = [StepBuffers(capacity, vocab_size, pinned=True) for _ in range(count)]
+        self._masks = torch.zeros_like(buffers[0].masks, device=device)
         self._events = {id(one): torch.cuda.Event() for one in buffers}
         self._capture(buffers[0])
         return buffers
 
-    @torch.inference_mode()
     def launch(self, buffers: StepBuffers) -> None:
+        self.launch_forward(buffers)
+        self.launch_sample(buffers)
+
+    @torch.inference_mode()
+    def launch_forward(self, buffers: StepBuffers) -> None:
         plan = buffers.plan
         size = self._graph_size(buffers)
         if size:
@@ -57,6 +65,17 @@ class CudaExecutor:
         else:
             step = step_tensors(self._views, Counts.of(plan))
             logits = self._runner.forward(step, plan.histories)
+        self._forwarded = step, logits
+
+    @torch.inference_mode()
+    def launch_sample(self, buffers: StepBuffers) -> None:
+        step, logits = self._forwarded
+        plan = buffers.plan
+        num_masks = len(plan.masks)
+        step.masks = None
+        if num_masks:
+            self._masks[:num_masks].copy_(buffers.masks[:num_masks], non_blocking=True)
+            step.masks = self._masks
         tokens = self._runner.sample(step, logits)
         buffers.outputs = self._runner.outputs(plan.spans, logits, tokens)
         buffers.tokens[: step.num_samples].copy_(tokens, non_blocking=True)

@@ -1,12 +1,17 @@
 """Executors: a filled plan goes to the device, sampled tokens come back.
 
-``launch`` hands a plan over and returns at once; ``collect`` waits for its tokens. On a CPU the
+``launch`` hands a plan over and returns at once; ``collect`` waits for its tokens. A step with
+grammars (``StepPlan.masks``) is launched in two parts: ``launch_forward``, then, while the device
+computes the logits, the engine commits the step before and fills ``StepBuffers.masks``, then
+``launch_sample``. Every other step is one ``launch``, as if there were no grammars. On a CPU the
 step is computed when it is collected, in the engine's one thread: scheduling takes microseconds
 there, and a thread of its own would only split torch's OpenMP threads into pools that crowd each
 other out (SmolLM2, 8 requests on 2 cores: 36 tokens a second instead of 100).
 
-Rules: a plan's memory belongs to its StepBuffers and is not written between ``launch`` and
-``collect``; steps run in the order of their launch.
+Rules: a plan's memory belongs to its StepBuffers and is not written between ``launch`` (or
+``launch_forward``) and ``collect``, its masks not between ``launch_sample`` and ``collect``; steps
+run in the order of their launch; between the two parts of a step nothing else is launched, but
+steps launched before are collected.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import torch
 from torch import Tensor
 
 from minisgl_fast.backend.step import StepTensors
+from minisgl_fast.engine.grammar import MaskRow
 from minisgl_fast.engine.outputs import Output, to_bytes
 from minisgl_fast.engine.runner import ModelRunner
 from minisgl_fast.progress import Progress
@@ -29,13 +35,27 @@ FLOAT_SECTIONS = frozenset(
 
 
 class StepBuffers:
-    """One plan with the host memory it lives in, and the place where its results arrive."""
+    """One plan with the host memory it lives in, and the place where its results arrive.
 
-    def __init__(self, capacity: PlanCapacity, *, pinned: bool) -> None:
+    masks [max_seqs, ceil(vocab_size / 32)] int32: those of ``plan.masks``, one a row;
+    ``mask_rows`` are the same memory for those who fill it.
+    """
+
+    def __init__(self, capacity: PlanCapacity, vocab_size: int, *, pinned: bool) -> None:
         self.words = torch.zeros(capacity.num_words, dtype=torch.int32, pin_memory=pinned)
         self.plan = StepPlan(self.words.data_ptr(), capacity)
         self.tokens = torch.zeros(capacity.max_seqs, dtype=torch.int32, pin_memory=pinned)
         self.outputs: list[Output] = []  # of plan.spans
+        shape = (capacity.max_seqs, -(-vocab_size // 32))
+        self.masks = torch.zeros(shape, dtype=torch.int32, pin_memory=pinned)
+        num_bytes = self.masks.numel() * 4
+        address = self.masks.data_ptr()
+        bits = memoryview((ctypes.c_uint8 * num_bytes).from_address(address)).cast("B")
+        row_bytes = shape[1] * 4
+        self.mask_rows = [
+            MaskRow(address + first, bits[first : first + row_bytes])
+            for first in range(0, num_bytes, row_bytes)
+        ]
         # The scheduler reads the tokens through the buffer protocol, which tensors do not have.
         memory = (ctypes.c_int32 * capacity.max_seqs).from_address(self.tokens.data_ptr())
         self._token_view = memoryview(memory).cast("B").cast("i")
@@ -53,13 +73,24 @@ class StepBuffers:
 
 
 class Executor(Protocol):
-    """What the engine asks of a device."""
+    """What the engine asks of a device.
+
+    takes_masks: whether its steps may have masks.
+    """
+
+    takes_masks: bool
 
     def make_buffers(self, capacity: PlanCapacity, count: int) -> list[StepBuffers]:
         """Memory for ``count`` plans in flight."""
 
     def launch(self, buffers: StepBuffers) -> None:
-        """Start the step of ``buffers.plan``."""
+        """Start the step of ``buffers.plan``, which has no masks."""
+
+    def launch_forward(self, buffers: StepBuffers) -> None:
+        """Start the step of ``buffers.plan`` up to its logits; its masks are not there yet."""
+
+    def launch_sample(self, buffers: StepBuffers) -> None:
+        """Start the rest of it: the first ``len(plan.masks)`` rows of ``masks`` are filled."""
 
     def collect(self, buffers: StepBuffers) -> memoryview:
         """Wait for a launched step; its tokens, int32 [num_samples].
@@ -74,16 +105,25 @@ class Executor(Protocol):
 class CpuExecutor:
     """Steps on a CPU, each computed when its tokens are asked for."""
 
+    takes_masks = True
+
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._launched: dict[int, StepTensors] = {}
 
     def make_buffers(self, capacity: PlanCapacity, count: int) -> list[StepBuffers]:
-        return [StepBuffers(capacity, pinned=False) for _ in range(count)]
+        vocab_size = self._runner.model_config.vocab_size
+        return [StepBuffers(capacity, vocab_size, pinned=False) for _ in range(count)]
 
     def launch(self, buffers: StepBuffers) -> None:
         views = plan_views(buffers.words, buffers.plan.capacity)
         self._launched[id(buffers)] = step_tensors(views, Counts.of(buffers.plan))
+
+    def launch_forward(self, buffers: StepBuffers) -> None:
+        self.launch(buffers)
+
+    def launch_sample(self, buffers: StepBuffers) -> None:
+        self._launched[id(buffers)].masks = buffers.masks
 
     @torch.inference_mode()
     def collect(self, buffers: StepBuffers) -> memoryview:
@@ -161,6 +201,7 @@ def step_tensors(views: dict[str, Tensor], counts: Counts) -> StepTensors:
         frequency=views["frequency"][samples],
         repetition=views["repetition"][samples],
         sample_flags=views["sample_flags"][samples],
+        mask_rows=views["mask_row"][samples],
         bias_start=views["bias_start"][: counts.num_samples + 1],
         bias_ids=views["bias_id"][bias],
         bias_values=views["bias_value"][bias],

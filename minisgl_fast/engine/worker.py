@@ -23,6 +23,7 @@ from minisgl_fast.channel import EngineChannel, wait_for_any
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.errors import ConfigError
+from minisgl_fast.vocabulary import Vocabulary
 from minisgl_fast.wire import FrameKind
 
 STATS_INTERVAL_S = 0.1
@@ -66,12 +67,14 @@ def _load(channels: list[EngineChannel]) -> Engine | None:
         for channel in channels:
             channel.send(FrameKind.PROGRESS, message)
 
+    vocabulary = settings["vocabulary"]
     engine = Engine(
         Config(**settings["config"]),
         Path(settings["model_path"]),
         settings["vocab_limit"],
         settings["eos_ids"],
         progress,
+        None if vocabulary is None else Vocabulary.from_text(vocabulary),
     )
     # Everything that lives by now lives to the end: keep the collector from walking it again.
     gc.collect()

@@ -61,6 +61,7 @@ cdef class StepPlan:
     cdef readonly PlanCapacity capacity
     cdef readonly list histories
     cdef readonly list spans
+    cdef readonly list masks
     cdef readonly bint in_flight
 
     cdef int32_t *header
@@ -80,6 +81,7 @@ cdef class StepPlan:
     cdef float *frequency
     cdef float *repetition
     cdef int32_t *sample_flags
+    cdef int32_t *mask_row
     cdef int32_t *bias_start
     cdef int32_t *bias_id
     cdef float *bias_value
@@ -100,3 +102,4 @@ cdef class StepPlan:
     ) noexcept
     cdef void add_sample(self, int32_t slot, int32_t position, const Sampling *sampling) noexcept
     cdef void add_bias(self, int32_t token, float value) noexcept
+    cdef void add_mask(self, object grammar, tuple avoided)

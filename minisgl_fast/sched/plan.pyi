@@ -1,6 +1,8 @@
 from array import array
 from enum import IntEnum
 
+from minisgl_fast.engine.grammar import Grammar
+
 class SampleFlag(IntEnum):
     HAS_PENALTIES = 1
     HAS_BIAS = 2
@@ -36,6 +38,7 @@ class StepPlan:
     capacity: PlanCapacity
     histories: list[tuple[int, array[int], int]]
     spans: list[Span]
+    masks: list[tuple[Grammar, tuple[int, ...]]]
     in_flight: bool
     def __init__(self, address: int, capacity: PlanCapacity) -> None: ...
     def offsets(self) -> dict[str, tuple[int, int]]: ...

@@ -12,7 +12,8 @@ need fixed addresses. With S = max_seqs, N = max_tokens, U = max_updates, B = ma
     per sample         sample_row[S] (token whose hidden state is sampled), sample_slot[S],
                        sample_position[S] (absolute position of the sampled token), temperature[S]f,
                        top_k[S], top_p[S]f, min_p[S]f, seed_lo[S], seed_hi[S], presence[S]f,
-                       frequency[S]f, repetition[S]f, sample_flags[S] (SampleFlag)
+                       frequency[S]f, repetition[S]f, sample_flags[S] (SampleFlag),
+                       mask_row[S] (with HAS_MASK: which of the step's grammar masks)
     bias, CSR          bias_start[S+1], bias_id[B], bias_value[B]f
     page table         update_slot[U], update_column[U], update_page[U]
     per token          input_id[N] (-1: take last_token[slot]), position[N],
@@ -60,6 +61,7 @@ cdef class PlanCapacity:
             "temperature": seqs, "top_k": seqs, "top_p": seqs, "min_p": seqs,
             "seed_lo": seqs, "seed_hi": seqs,
             "presence": seqs, "frequency": seqs, "repetition": seqs, "sample_flags": seqs,
+            "mask_row": seqs,
             "bias_start": seqs + 1, "bias_id": bias, "bias_value": bias,
             "update_slot": updates, "update_column": updates, "update_page": updates,
             "input_id": tokens, "position": tokens, "kv_slot": tokens,
@@ -100,7 +102,10 @@ cdef class StepPlan:
     ``address`` is the ``data_ptr`` of at least ``capacity.num_words`` int32 on a 4-byte boundary (a
     pinned tensor, or an ``array.array``). ``histories`` lists (slot, tokens, num_prompt) of the
     requests with penalties that were admitted in this step: the runner resets the token counts of
-    those slots before it samples. ``spans`` lists what the step brings beside tokens.
+    those slots before it samples. ``spans`` lists what the step brings beside tokens. ``masks``
+    lists (grammar, ids to avoid) of the samples with HAS_MASK: the mask of entry i is to be in row
+    i of the masks that go with the plan before the step is sampled (``Grammar.fill_mask``), once
+    the tokens of all steps before it are committed.
     """
 
     def __init__(self, uintptr_t address, PlanCapacity capacity not None):
@@ -125,6 +130,7 @@ cdef class StepPlan:
         self.frequency = <float *>(base + self._offset("frequency"))
         self.repetition = <float *>(base + self._offset("repetition"))
         self.sample_flags = base + self._offset("sample_flags")
+        self.mask_row = base + self._offset("mask_row")
         self.bias_start = base + self._offset("bias_start")
         self.bias_id = base + self._offset("bias_id")
         self.bias_value = <float *>(base + self._offset("bias_value"))
@@ -150,6 +156,7 @@ cdef class StepPlan:
         self.bias_start[0] = 0
         self.histories = []
         self.spans = []
+        self.masks = []
 
     cdef void add_update(self, int32_t slot, int32_t column, int32_t page) noexcept:
         cdef int32_t i = self.header[NUM_UPDATES]
@@ -235,6 +242,14 @@ cdef class StepPlan:
         self.header[NUM_BIAS] = k + 1
         self.sample_flags[j - 1] |= HAS_BIAS
 
+    cdef void add_mask(self, object grammar, tuple avoided):
+        """Let a grammar say what the latest sample may be."""
+        cdef int32_t j = self.header[NUM_SAMPLES]
+        assert j > 0
+        self.sample_flags[j - 1] |= HAS_MASK
+        self.mask_row[j - 1] = <int32_t>len(self.masks)
+        self.masks.append((grammar, avoided))
+
     # Public API
 
     def offsets(self):
@@ -272,6 +287,7 @@ cdef class StepPlan:
             self.frequency[i] = 0.0
             self.repetition[i] = 1.0
             self.sample_flags[i] = 0
+            self.mask_row[i] = 0
             self.bias_start[i + 1] = self.header[NUM_BIAS]
             self.input_id[i] = 0  # not -1: the scratch row may hold a token that is no id
             self.position[i] = 0

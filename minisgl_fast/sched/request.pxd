@@ -60,10 +60,14 @@ cdef class Request:
     cdef int32_t end_row           # positions next_row .. end_row - 1
     cdef vector[double] embedding  # its sum so far
     cdef uint8_t task
-    cdef bytes grammar             # empty: any token may follow
+    cdef object grammar           # engine.grammar.Grammar; None: any token may follow
+    cdef tuple avoided_first      # with a grammar: ids to avoid as long as min_tokens asks for more
+    cdef tuple avoided            # and after that
 
     @staticmethod
-    cdef Request unpack(Channel channel, bytes payload, int32_t max_model_len, list eos_ids)
+    cdef Request unpack(
+        Channel channel, bytes payload, int32_t max_model_len, list eos_ids, object grammar
+    )
 
     cdef int32_t num_tokens(self) noexcept
     cdef int32_t num_bias(self) noexcept
@@ -71,7 +75,7 @@ cdef class Request:
     cdef void emit(self, int32_t token, int reason) noexcept
     cdef tuple history(self)
     cdef int32_t num_matchable(self) noexcept
-    cdef void add_sample(self, StepPlan plan) noexcept
+    cdef void add_sample(self, StepPlan plan)
     cdef void add_due_rows(self, StepPlan plan, int32_t first, int32_t last)
     cdef Span make_span(
         self, StepPlan plan, int32_t sample, int32_t first_row, int32_t num_rows, int32_t position

@@ -53,11 +53,18 @@ cdef class Channel:
 cdef class Request:
 
     @staticmethod
-    cdef Request unpack(Channel channel, bytes payload, int32_t max_model_len, list eos_ids):
-        """The request of an ADD payload (wire.AddHeader and its arrays)."""
+    cdef Request unpack(
+        Channel channel, bytes payload, int32_t max_model_len, list eos_ids, object grammar
+    ):
+        """The request of an ADD payload (wire.AddHeader and its arrays), with its grammar or None.
+
+        A grammar ends by itself: its request ends with EOS, ignored or not. IGNORE_EOS and
+        min_tokens only keep it going as long as the grammar has anything else to say.
+        """
         cdef const char *data = payload
         cdef const AddHeader *header = <const AddHeader *>data
         cdef size_t size = len(payload)
+        cdef list stop_ids
         if size < sizeof(AddHeader) or header.num_prompt == 0 or size != sizeof(AddHeader) + 4 * (
             <size_t>header.num_prompt + header.num_stop_ids + 2 * <size_t>header.num_bias
             + header.num_logprob_ids
@@ -78,7 +85,7 @@ cdef class Request:
         request.min_total = <int32_t>min(
             <int64_t>header.num_prompt + max(header.min_tokens, 0), <int64_t>max_model_len
         )
-        if not header.flags & IGNORE_EOS:
+        if grammar is not None or not header.flags & IGNORE_EOS:
             request.eos_ids = eos_ids
 
         data += sizeof(AddHeader)
@@ -99,8 +106,12 @@ cdef class Request:
         elif header.prompt_logprobs_from >= 0:
             request.next_row = max(header.prompt_logprobs_from - 1, 0)
             request.end_row = request.num_prompt - 1
-        request.grammar = data[: header.num_grammar_bytes]
-        if request.min_total > request.num_prompt:
+        request.grammar = grammar
+        if grammar is not None:
+            request.avoided = tuple(eos_ids) if header.flags & IGNORE_EOS else ()
+            stop_ids = request.stop_ids  # as a list
+            request.avoided_first = tuple(eos_ids + stop_ids)
+        elif request.min_total > request.num_prompt:
             request.banned_ids = request.eos_ids
             for token in request.stop_ids:
                 request.banned_ids.push_back(token)
@@ -156,7 +167,7 @@ cdef class Request:
         cdef int32_t most = <int32_t>self.tokens.size() - 1
         return min(most, self.next_row) if self.next_row < self.end_row else most
 
-    cdef void add_sample(self, StepPlan plan) noexcept:
+    cdef void add_sample(self, StepPlan plan):
         """Sample one more token in this step."""
         cdef int32_t position = self.num_tokens()
         cdef size_t i
@@ -165,7 +176,11 @@ cdef class Request:
         plan.add_sample(self.slot, position, &self.sampling)
         for i in range(self.bias_ids.size()):
             plan.add_bias(self.bias_ids[i], self.bias_values[i])
-        if position < self.min_total:
+        if self.grammar is not None:
+            plan.add_mask(
+                self.grammar, self.avoided_first if position < self.min_total else self.avoided
+            )
+        elif position < self.min_total:
             for i in range(self.banned_ids.size()):
                 plan.add_bias(self.banned_ids[i], MINUS_INFINITY)
         self.num_pending += 1

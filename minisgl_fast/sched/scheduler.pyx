@@ -38,7 +38,7 @@ from minisgl_fast.sched.plan cimport (
     HAS_PENALTIES, NUM_SAMPLES, NUM_SEQS, NUM_TOKENS, NUM_UPDATES, STEP, PlanCapacity, Span,
 )
 from minisgl_fast.sched.request cimport FINISHED, PREEMPTED, RUNNING, WAITING, Channel
-from minisgl_fast.wire cimport ABORTED, EMBEDDING, ERROR, LENGTH, LOGPROBS
+from minisgl_fast.wire cimport ABORTED, EMBEDDING, EOS, ERROR, GRAMMAR, LENGTH, LOGPROBS
 from minisgl_fast.wire cimport RUNNING as GOES_ON
 from minisgl_fast.wire cimport STEP as STEP_FRAME
 
@@ -257,13 +257,20 @@ cdef class Scheduler:
         """One sampled token of a request that is not finished."""
         cdef int reason
         if token < 0:
-            request.poisoned = True
-            self._finish(request, -1, ERROR)
+            reason = ERROR
+            if request.grammar is not None and request.grammar.has_ended:
+                reason = EOS if request.grammar.is_accepting else GRAMMAR
+            request.poisoned = reason == ERROR
+            self._finish(request, -1, reason)
             return
         request.tokens.push_back(token)
         self.num_generated_tokens += 1
         request.publish(self.cache, request.num_committed)
         reason = request.finish_reason(token)
+        if reason == GOES_ON and request.grammar is not None and (
+            not request.grammar.advance(token)
+        ):
+            reason = GRAMMAR
         if reason == GOES_ON:
             request.emit(token, GOES_ON)
         else:
@@ -317,13 +324,16 @@ cdef class Scheduler:
             max(BIAS_OF_ONE_REQUEST, BIAS_PER_SEQ * self.max_seqs),
         )
 
-    def add(self, int64_t channel, bytes payload not None):
-        """Queue the request of an ADD payload. EngineError when the frame is malformed."""
+    def add(self, int64_t channel, bytes payload not None, grammar=None):
+        """Queue the request of an ADD payload. EngineError when the frame is malformed.
+
+        ``grammar``: the state of the payload's grammar (engine.grammar.Grammar), None for none.
+        """
         cdef Channel home = self.channels.get(channel)
         cdef Request request
         if home is None:
             home = self.channels[channel] = Channel(channel)
-        request = Request.unpack(home, payload, self.max_model_len, self.eos_ids)
+        request = Request.unpack(home, payload, self.max_model_len, self.eos_ids, grammar)
         if request.rid in home.requests:
             raise EngineError(f"A frontend sent request {request.rid} twice.")
         home.requests[request.rid] = request
@@ -341,6 +351,12 @@ cdef class Scheduler:
         if home is not None and rid in home.requests:
             self.num_aborted += 1
             self._finish(<Request>home.requests[rid], -1, ABORTED)
+
+    def refuse_grammar(self, int64_t channel, uint32_t rid):
+        """End a request whose grammar cannot be followed: it answers one GRAMMAR row."""
+        cdef Channel home = self.channels.get(channel)
+        if home is not None and rid in home.requests:
+            self._finish(<Request>home.requests[rid], -1, GRAMMAR)
 
     def abort_channel(self, int64_t channel):
         """End all requests of a frontend that is gone; nothing is answered any more."""

@@ -61,6 +61,7 @@ class EngineFacts:
     max_running_requests: int
     dtype: str = ""
     device: str = ""
+    grammars: bool = False
 
 
 class Frontend:

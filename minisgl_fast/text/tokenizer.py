@@ -31,6 +31,7 @@ from minisgl_fast.text.stop_regex import StopProgram
 from minisgl_fast.text.stream import TextStream, TokenTable
 from minisgl_fast.text.tokenizer_config import TokenizerConfig, from_gguf, load_tokenizer_config
 from minisgl_fast.text.window import WindowDecoder
+from minisgl_fast.vocabulary import Vocabulary
 
 MAX_INLINE_CHARACTERS = 2000  # about 1 ms
 # With fastokens: about 0.1 ms, or 0.25 ms of the worst text.
@@ -167,6 +168,11 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """What one token adds to the text (a blank for SentencePiece's low line, too)."""
         return self.table[token]
+
+    def vocabulary(self) -> Vocabulary:
+        """Every token, for who has no tokenizer."""
+        ids = range(self.vocab_size)
+        return Vocabulary([self.table[i] for i in ids], frozenset(filter(self.is_special, ids)))
 
     def is_special(self, token: int) -> bool:
         return self.table.is_special(token)

@@ -15,6 +15,7 @@ from minisgl_fast.backend.sampling import philox4x32, reset_counts, sample
 from minisgl_fast.backend.step import (
     COUNT_MASK,
     HAS_BIAS,
+    HAS_MASK,
     HAS_PENALTIES,
     IN_PROMPT,
     DeviceState,
@@ -329,3 +330,35 @@ def test_counts_saturate_and_keep_the_prompt_bit():
 def test_no_samples_is_no_work():
     step: StepTensors = make_step()
     assert sample(torch.empty(0, 9), step, make_state(9), 9).tolist() == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_bans_the_ids_whose_bit_is_0_and_nothing_else(temperature):
+    generator = torch.Generator().manual_seed(5)
+    vocab_size, num_rows = 75, 24
+    logits = torch.randn(num_rows, vocab_size, generator=generator) * 3
+    allowed = torch.rand(num_rows, 96, generator=generator) < 0.2
+    allowed[3] = False
+    weights = 2 ** torch.arange(32)
+    words = (allowed.view(num_rows, 3, 32).long() * weights).sum(dim=-1)
+    masks = torch.where(words >= 2**31, words - 2**32, words).int()
+    order = torch.randperm(num_rows, generator=generator)
+    rows = {
+        "temperature": temperature, "top_k": 20, "top_p": 0.9, "sample_flags": HAS_MASK
+    }  # fmt: skip
+    params = [rows | {"seed_lo": i, "mask_rows": int(order[i])} for i in range(num_rows)]
+    params[5] |= {"sample_flags": 0}
+    slots = [i % 8 for i in range(num_rows)]
+    step = make_step(sample_slots=slots, params=params)
+    step.masks = masks
+    tokens = sample(logits, step, make_state(vocab_size), vocab_size)
+
+    banned = ~allowed[order, :vocab_size]
+    banned[5] = False
+    plain = make_step(
+        sample_slots=slots, params=[{**one, "sample_flags": HAS_BIAS} for one in params],
+        biases=[dict.fromkeys(row.nonzero().flatten().tolist(), float("-inf")) for row in banned],
+    )  # fmt: skip
+    assert tokens.equal(sample(logits, plain, make_state(vocab_size), vocab_size))
+    broken = int((order == 3).nonzero())
+    assert [i for i, token in enumerate(tokens.tolist()) if token < 0] == [broken]

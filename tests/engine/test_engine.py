@@ -466,6 +466,7 @@ def test_the_facts_tell_the_sizes_and_the_warm_up_leaves_no_trace(start: Start) 
         "max_running_requests": 8,
         "dtype": "float32",
         "device": "cpu",
+        "grammars": False,
     }
     stats = driver.engine.stats()
     assert stats.pop("pages_total") == stats.pop("pages_free") == 128

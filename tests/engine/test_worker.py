@@ -32,6 +32,7 @@ FACTS = {
     "max_running_requests": 4,
     "dtype": "float32",
     "device": "cpu",
+    "grammars": False,
 }
 
 
@@ -67,6 +68,7 @@ class Peer:
             "model_path": str(model),
             "vocab_limit": 259,
             "eos_ids": [258],
+            "vocabulary": None,
         }
         self.send(FrameKind.CONFIG, json.dumps(message).encode())
 

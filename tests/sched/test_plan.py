@@ -28,7 +28,8 @@ def test_sections_are_aligned_disjoint_and_sized_by_the_capacity():
         "sample_row": samples, "sample_slot": samples, "sample_position": samples,
         "temperature": samples, "top_k": samples, "top_p": samples, "min_p": samples,
         "seed_lo": samples, "seed_hi": samples, "presence": samples, "frequency": samples,
-        "repetition": samples, "sample_flags": samples, "bias_start": samples + 1,
+        "repetition": samples, "sample_flags": samples, "mask_row": samples,
+        "bias_start": samples + 1,
         "bias_id": 5, "bias_value": 5, "update_slot": 11, "update_column": 11,
         "update_page": 11, "input_id": 50, "position": 50, "kv_slot": 50,
     }  # fmt: skip
