@@ -19,6 +19,7 @@ from minisgl_fast.api.chat_fields import (
     check_tools,
     template_kwargs,
 )
+from minisgl_fast.api.plain_body import Integer, PlainBody, PlainMessage
 from minisgl_fast.api.refused import check_refused, unsupported
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
 from minisgl_fast.api.sampling_params import check_common
@@ -157,9 +158,17 @@ class GenerateRequest(SamplingFields, kw_only=True):
 
 Prompt: TypeAlias = str | list[int]
 
+_PLAIN_CHAT = PlainBody(ChatRequest, {"messages": list[PlainMessage]})
+_PLAIN_COMPLETION = PlainBody(
+    CompletionRequest, {"prompt": str | list[str | Integer | list[Integer]]}
+)
+
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """The checked request and its messages as they came, for the template."""
+    plain = _PLAIN_CHAT.read(body)
+    if plain is not None and plain.messages and len(plain.messages) <= MAX_MESSAGES:
+        return plain, [{"role": m.role, "content": m.content} for m in plain.messages]
     return check_chat(parse_json(body))
 
 
@@ -205,6 +214,9 @@ def _without_messages(request: ChatRequest, others: list[str]) -> list[dict[str,
 
 def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     """The checked request and its prompts, one or more."""
+    plain = _PLAIN_COMPLETION.read(body)
+    if plain is not None and plain.prompt is not None:
+        return plain, _prompts(plain.prompt)
     request, fields = parse_body(body, CompletionRequest)
     check_refused(fields, is_chat=False)
     check_common(request)

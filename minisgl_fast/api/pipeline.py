@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
+from typing import Any
 
 from minisgl_fast.api.body import check_content_type
 from minisgl_fast.api.chat_output import ChatOutput
@@ -42,6 +44,28 @@ from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import Metrics
 
 log = logging.getLogger("minisgl_fast.api")
+
+MAX_KEPT_PARAMS = 4096
+# Fields that do not make parameters; any other may.
+_NOT_PARAMS = frozenset(
+    ("model", "stream", "stream_options", "n", "cache_salt", "messages", "prompt", "max_tokens",
+     "max_completion_tokens", "chat_template_kwargs")
+)  # fmt: skip
+_key_fields: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
+
+
+def _params_key(body: SamplingFields, max_tokens: int | None) -> Hashable | None:
+    """Equal for bodies that ask for equal parameters; None if that cannot be told."""
+    shape = type(body)
+    if shape not in _key_fields:
+        names = (name for name in shape.__struct_fields__ if name not in _NOT_PARAMS)
+        _key_fields[shape] = attrgetter(*names)
+    key = shape, max_tokens, _key_fields[shape](body)
+    try:
+        hash(key)
+    except TypeError:  # a list or an object
+        return None
+    return key
 
 
 @dataclass(slots=True)
@@ -90,6 +114,8 @@ class Pipeline:
         self.metrics = metrics
         self._fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
+        # Clients ask for the same again and again; parameters do not change once they are checked.
+        self._params: dict[Hashable, SamplingParams] = {}
 
     def admit(self, request: HttpRequest, *, any_type: bool = False) -> float:
         """Refuse what can be refused without looking at the body; returns the time.
@@ -104,11 +130,18 @@ class Pipeline:
 
     def params(self, body: SamplingFields, max_tokens: int | None) -> SamplingParams:
         """Check ranges, then the model's name, in this order."""
-        params = sampling_params(body, self.frontend.defaults, max_tokens)
-        if body.bad_words:
-            banned = banned_token_ids(body.bad_words, self.tokenizer)
-            params = replace(params, banned_token_ids=banned)
-        check_token_ids(params, self.frontend.check_ready().vocab_size)
+        key = _params_key(body, max_tokens)
+        params = None if key is None else self._params.get(key)
+        if params is None:
+            params = sampling_params(body, self.frontend.defaults, max_tokens)
+            if body.bad_words:
+                banned = banned_token_ids(body.bad_words, self.tokenizer)
+                params = replace(params, banned_token_ids=banned)
+            check_token_ids(params, self.frontend.check_ready().vocab_size)
+            if key is not None:
+                if len(self._params) >= MAX_KEPT_PARAMS:
+                    self._params.clear()
+                self._params[key] = params
         self.check_model(body.model)
         return params
 

@@ -30,7 +30,6 @@ from minisgl_fast.server.http_rules import (
     HttpRequest,
     body_too_large,
     check_partial_head,
-    parse_head,
 )
 
 if TYPE_CHECKING:
@@ -253,7 +252,7 @@ class HttpConnection(asyncio.Protocol):
             return False
         self._scanned = 0
         self._input = data[end:]
-        request = self._request = parse_head(data[:end], server.limits)
+        request = self._request = server.heads.parse(data[:end])
         self._refusal = server.refusal(request)
         if self._refusal is None and request.content_length > server.limits.max_body:  # rule 5
             raise body_too_large(server.limits)

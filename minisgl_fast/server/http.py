@@ -13,8 +13,8 @@ Rules:
   ``on_disconnect`` is called at once.
 - One sweep a second keeps every timeout of every connection.
 
-Files: http_rules.py judges requests (no I/O), connection.py is the state machine of a connection,
-exchange.py makes the answers, router.py finds handlers.
+Files: http_rules.py judges requests (no I/O), head_cache.py remembers heads, connection.py is the
+state machine of a connection, exchange.py makes the answers, router.py finds handlers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from email.utils import formatdate
 from minisgl_fast.errors import MinisglError, OverloadedError
 from minisgl_fast.server.connection import HttpConnection
 from minisgl_fast.server.exchange import EVENT_STREAM, JSON, Exchange
+from minisgl_fast.server.head_cache import HeadCache
 from minisgl_fast.server.http_rules import HttpLimits, HttpRequest
 from minisgl_fast.server.router import Handler, Router
 
@@ -62,6 +63,7 @@ class HttpServer:
         self.handler = handler
         self.limits = limits or HttpLimits()
         self.admit = admit
+        self.heads = HeadCache(self.limits)
         self.connections: set[HttpConnection] = set()
         self.num_exchanges = 0
         self.num_stalled = 0
