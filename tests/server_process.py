@@ -157,7 +157,7 @@ class Stream:
 
     def rest(self) -> bytes:
         """Everything to the end of the connection or of the response."""
-        while not self.received.endswith(b"0\r\n\r\n") and self.read_some():
+        while not self.received.endswith(b"\r\n0\r\n\r\n") and self.read_some():
             pass
         return self.received
 
