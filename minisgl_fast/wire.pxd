@@ -8,6 +8,7 @@ cpdef enum FrameKind:
     ADD = 1
     ABORT = 2
     CONFIG = 3
+    FLUSH = 4
     # engine -> frontend
     PROGRESS = 16
     READY = 17
@@ -16,6 +17,7 @@ cpdef enum FrameKind:
     FATAL = 20
     LOGPROBS = 21
     EMBEDDING = 22
+    FLUSHED = 23
 
 cpdef enum FinishReason:
     RUNNING = 0

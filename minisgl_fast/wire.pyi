@@ -9,6 +9,7 @@ class FrameKind(IntEnum):
     ADD = 1
     ABORT = 2
     CONFIG = 3
+    FLUSH = 4
     PROGRESS = 16
     READY = 17
     STEP = 18
@@ -16,6 +17,7 @@ class FrameKind(IntEnum):
     FATAL = 20
     LOGPROBS = 21
     EMBEDDING = 22
+    FLUSHED = 23
 
 class FinishReason(IntEnum):
     RUNNING = 0

@@ -7,6 +7,7 @@ travel over one AF_UNIX stream socketpair per frontend (channel.py).
                                    "vocabulary"}, first
     ADD       frontend -> engine   AddHeader and its arrays (wire.pxd)
     ABORT     frontend -> engine   u32 rid
+    FLUSH     frontend -> engine   u32 ticket: forget all cached prefixes
     PROGRESS  engine -> frontend   JSON {"stage", "done", "total"} while the engine starts
     READY     engine -> frontend   JSON with what a frontend must know of the model and the cache
     STEP      engine -> frontend   StepHeader and its arrays: every token of one engine step
@@ -14,6 +15,7 @@ travel over one AF_UNIX stream socketpair per frontend (channel.py).
     FATAL     engine -> frontend   JSON {"message", "exit_code"}; the engine exits after it
     LOGPROBS  engine -> frontend   records of LogprobsHeader and its arrays, one after another
     EMBEDDING engine -> frontend   u32 rid, float32 vector
+    FLUSHED   engine -> frontend   u32 ticket of a FLUSH, u8: 1 if it was done, 0 if there is work
 
 Rules: a rid is chosen by the frontend and unique among its unfinished requests. Every ADD is
 answered by rows that end in exactly one row with a reason other than RUNNING, unless the frontend

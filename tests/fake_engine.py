@@ -39,6 +39,7 @@ FACTS = {
     "device": "fake",
     "grammars": True,
     "max_running_requests": 64,
+    "architecture": "Qwen3ForCausalLM",
 }
 
 
@@ -103,6 +104,7 @@ class FakeEngine:
     def __init__(self, script: Callable[[FakeRequest], Sequence[int]]) -> None:
         self.script = script
         self.hold = False
+        self.num_flushes = 0
         self.cached = 4
         self.added: list[FakeRequest] = []
         self.aborted: list[int] = []
@@ -139,6 +141,7 @@ class FakeEngine:
         stats = {
             "running": len(self.running),
             "queued": 0,
+            "queued_tokens": 0,
             "pages_total": 1000,
             "pages_free": 1000 - used,
             "pages_cached": 0,
@@ -176,3 +179,7 @@ class FakeEngine:
             self.aborted.append(rid)
             self.running.pop(rid, None)
             self.send_stats()
+        elif kind == FrameKind.FLUSH:
+            is_idle = not self.running
+            self.num_flushes += is_idle
+            self.channel.send(FrameKind.FLUSHED, payload + bytes((is_idle,)))

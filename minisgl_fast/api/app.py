@@ -7,6 +7,7 @@ answers every error in one place.
 from __future__ import annotations
 
 from minisgl_fast.api.chat import Chat
+from minisgl_fast.api.control import Control
 from minisgl_fast.api.info import Info
 from minisgl_fast.api.messages import Messages
 from minisgl_fast.api.native import Native
@@ -16,6 +17,8 @@ from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.responses import Responses
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.api.sampling_params import sampling_params
+from minisgl_fast.api.server_info import ServerInfo
+from minisgl_fast.api.text_tools import TextTools
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, ModelError, RequestError
 from minisgl_fast.server.exchange import Exchange
@@ -45,6 +48,9 @@ class Api:
             Ollama(pipeline, self.chat),
             Native(pipeline),
             Info(pipeline, self.metrics),
+            ServerInfo(pipeline),
+            Control(pipeline),
+            TextTools(pipeline, self.chat),
         )
         self.routes = {key: route for surface in surfaces for key, route in surface.routes.items()}
         self._router = Router({key: route.handler for key, route in self.routes.items()})

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -38,7 +38,7 @@ from minisgl_fast.api.session import Generation, Session
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.server.exchange import Exchange
+from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import Metrics
@@ -112,10 +112,11 @@ class Pipeline:
         self.model_name = config.served_model_name or config.model
         self._model_names = {None, "", "default", self.model_name}
         self.metrics = metrics
-        self._fail = fail
+        self.fail = fail
         self._tasks: set[asyncio.Task[None]] = set()
         # Clients ask for the same again and again; parameters do not change once they are checked.
         self._params: dict[Hashable, SamplingParams] = {}
+        self._encoding: dict[Exchange, bool] = {}  # and whether the request is to be aborted
 
     def admit(self, request: HttpRequest, *, any_type: bool = False) -> float:
         """Refuse what can be refused without looking at the body; returns the time.
@@ -156,6 +157,7 @@ class Pipeline:
 
     def start(self, task: Task) -> None:
         """Encode the prompts, here if they are short, and run the session."""
+        task.exchange.context = task.body.rid or task.body.request_id
         limit = self.frontend.check_ready().max_model_len
         for prompt in task.prompts:
             if isinstance(prompt, str) and task.body.truncate_prompt_tokens is None:
@@ -182,25 +184,25 @@ class Pipeline:
         if texts and not self.tokenizer.is_short(
             sum(map(len, texts)), all(text.isascii() for text in texts)
         ):
-            later = asyncio.get_running_loop().create_task(
-                self._encode_later(request, exchange, prompts, then, add_special_tokens)
+            self.run(
+                request,
+                exchange,
+                self._encode_later(exchange, prompts, then, add_special_tokens),
             )
-            self._tasks.add(later)
-            later.add_done_callback(self._tasks.discard)
             return
         encode = self.tokenizer.encode_prompt if add_special_tokens else self.tokenizer.encode
         then([encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts])
 
     async def _encode_later(
         self,
-        request: HttpRequest,
         exchange: Exchange,
         prompts: Sequence[Prompt],
         then: Callable[[list[list[int]]], None],
         add_special_tokens: bool,
     ) -> None:
+        encoded = []
+        self._encoding[exchange] = False
         try:
-            encoded = []
             for prompt in prompts:
                 if isinstance(prompt, str):
                     prompt = await self.tokenizer.encode_async(
@@ -209,14 +211,66 @@ class Pipeline:
                 encoded.append(prompt)
                 if exchange.closed:
                     return
-            then(encoded)
+                if self._encoding[exchange]:
+                    raise RequestError("The request was aborted.")
+        finally:
+            del self._encoding[exchange]
+        then(encoded)
+
+    def run(
+        self, request: HttpRequest, exchange: Exchange, work: Coroutine[None, None, None]
+    ) -> None:
+        """Answer a request later; its errors are answered as those of a handler are."""
+        task = asyncio.get_running_loop().create_task(self._guard(request, exchange, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(
+        self, request: HttpRequest, exchange: Exchange, work: Coroutine[None, None, None]
+    ) -> None:
+        try:
+            await work
         except MinisglError as error:
-            self._fail(request, exchange, error)
+            self.fail(request, exchange, error)
         except Exception:
-            log.exception("a request failed while its prompt was encoded")
-            self._fail(request, exchange, MinisglError("Internal server error."))
+            log.exception("a request to %s failed", request.path)
+            self.fail(request, exchange, MinisglError("Internal server error."))
+
+    def respond(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        body: bytes,
+        *,
+        content_type: bytes = JSON,
+    ) -> None:
+        """Answer 200 and count it. Only for paths that are routes, which metrics name."""
+        if not exchange.closed:
+            exchange.respond(200, body, content_type)
+            self.metrics.count_request(request.path, 200)
+
+    def abort(self, name: str | None) -> int:
+        """End the generations of the requests with this name, of all for None, early; their
+        clients get what there is. Returns how many there were."""
+        num_aborted = 0
+        for exchange in self._encoding:
+            if _is_called(exchange, name):
+                self._encoding[exchange] = True
+                num_aborted += 1
+        for choice in self.frontend.dispatcher.choices():
+            response = choice.response
+            if isinstance(response, Session) and _is_called(response.exchange, name):
+                self.frontend.cut(choice)
+                num_aborted += 1
+        self.metrics.count_abort("request", num_aborted)
+        return num_aborted
 
     def _run(self, task: Task, prompts: list[list[int]]) -> None:
+        session, generation = self.session(task, prompts)
+        session.start(generation)
+
+    def session(self, task: Task, prompts: list[list[int]]) -> tuple[Session, Generation]:
+        """What a task becomes once its prompts are encoded; errors are those of lengths and ids."""
         frontend = self.frontend
         vocab_size = frontend.check_ready().vocab_size
         prompts = [self._cut(prompt, task) for prompt in prompts]
@@ -244,15 +298,13 @@ class Pipeline:
         )
         if task.extras is not None:
             task.extras.prompts = prompts
-        session.start(
-            Generation(
-                prompts,
-                limits,
-                task.params,
-                task.body.num_choices,
-                cache_salt(task.body),
-                task.body.priority or 0,
-            )
+        return session, Generation(
+            prompts,
+            limits,
+            task.params,
+            task.body.num_choices,
+            cache_salt(task.body),
+            task.body.priority or 0,
         )
 
     def _cut(self, prompt: list[int], task: Task) -> list[int]:
@@ -265,3 +317,11 @@ class Pipeline:
         if len(prompt) <= most:
             return prompt
         return prompt[:most] if task.body.truncation_side == "right" else prompt[-most:]
+
+
+def _is_called(exchange: Exchange, name: str | None) -> bool:
+    """Whether this is the name of the exchange's request, by its header or its body, or of the
+    answer to it. None is every request's."""
+    own = exchange.request.request_id
+    answers = (prefix + own for prefix in ("chatcmpl-", "cmpl-", "msg_", "resp_"))
+    return name is None or name in (own, exchange.context, *answers)

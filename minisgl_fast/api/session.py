@@ -84,6 +84,11 @@ class Session(Response):
         self._outputs: list[ChatOutput] = []
         self._usage = Usage(reasoning_tokens=None if output is None else 0)
 
+    @property
+    def exchange(self) -> Exchange:
+        """Where the answer goes."""
+        return self._exchange
+
     def start(self, generation: Generation) -> None:
         """Send every choice to the engine. OverloadedError if they do not all fit the queue."""
         self._generation = generation

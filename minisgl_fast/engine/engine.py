@@ -182,6 +182,7 @@ class Engine:
             "dtype": str(runner.dtype).removeprefix("torch."),
             "device": runner.device.type,
             "grammars": self._grammars is not None,
+            "architecture": runner.model_config.architecture,
         }
 
     def close(self) -> None:

@@ -123,6 +123,8 @@ def _receive(engine: Engine, number: int, channel: EngineChannel) -> bool:
             engine.add(number, payload)
         elif kind == FrameKind.ABORT:
             engine.abort(number, int.from_bytes(payload, "little"))
+        elif kind == FrameKind.FLUSH:
+            channel.send(FrameKind.FLUSHED, payload + bytes((engine.flush_cache(),)))
     if channel.has_unsent:
         channel.flush()
     return bool(frames)

@@ -463,9 +463,13 @@ cdef class Scheduler:
     def stats(self):
         """Counters since the start, and what is held now (the STATS frame)."""
         cdef int32_t num_pages = self.cache.pool.num_pages
+        cdef int64_t queued_tokens = 0
+        for entry in self.waiting:
+            queued_tokens += (<Request>entry.second).num_tokens()
         return {
             "running": self.running.size(),
             "queued": self.waiting.size(),
+            "queued_tokens": queued_tokens,
             "pages_total": num_pages,
             "pages_free": self.cache.pool.num_free,
             "pages_cached": self.cache.num_unreferenced,

@@ -48,7 +48,7 @@ class Exchange:
                    before the answer is complete; the exchange is closed by then
     on_resume      called when ``paused`` went back to False
     request        the request answered; set ``request.body`` to b"" once it is parsed
-    context        free for the handler (the session of a generation, an access-log record)
+    context        free for the handler (pipeline.py: the client's own name for the request)
     status         the status that was answered, 0 before
     """
 

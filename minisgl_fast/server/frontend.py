@@ -26,9 +26,10 @@ from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
 from minisgl_fast.params import SamplingDefaults, SamplingParams
 from minisgl_fast.server.deliver import Choice, Dispatcher
+from minisgl_fast.server.rate import Rate
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
-from minisgl_fast.wire import FrameKind, pack_add
+from minisgl_fast.wire import FinishReason, FrameKind, pack_add, pack_step
 
 log = logging.getLogger("minisgl_fast.frontend")
 
@@ -62,6 +63,7 @@ class EngineFacts:
     dtype: str = ""
     device: str = ""
     grammars: bool = False
+    architecture: str = ""
 
 
 class Frontend:
@@ -89,8 +91,11 @@ class Frontend:
             self.abort_rid, TTFT_BUCKETS, INTER_TOKEN_BUCKETS, config.stream_interval
         )
         self.on_state: Callable[[], None] | None = None
+        self.generation_rate = Rate()
         self._channel: Channel | None = None
         self._flush_is_due = False
+        self._flushes: dict[int, asyncio.Future[bool]] = {}
+        self._last_ticket = 0
 
     def connect(self, channel: Channel) -> None:
         """Send through this channel; its frames must come to ``on_frame``."""
@@ -185,24 +190,46 @@ class Frontend:
         """Tell the engine to drop a request."""
         self._send(FrameKind.ABORT, rid.to_bytes(4, "little"))
 
+    def cut(self, choice: Choice) -> None:
+        """End an open choice before its time, but for its client: with what there is of it, as if
+        the engine had aborted it."""
+        self.abort_rid(choice.rid)
+        self._deliver(pack_step([(choice.rid, -1, FinishReason.ABORTED)]))
+
+    async def flush_cache(self) -> bool:
+        """Let the engine forget all cached prefixes; False if it has work that may use them."""
+        self.check_ready()
+        self._last_ticket = ticket = (self._last_ticket + 1) % 2**32
+        answer = self._flushes[ticket] = asyncio.get_running_loop().create_future()
+        self._send(FrameKind.FLUSH, ticket.to_bytes(4, "little"))
+        try:
+            is_flushed: bool = await answer
+        finally:
+            del self._flushes[ticket]
+        return is_flushed
+
     # From the channel
 
     def on_frame(self, kind: int, payload: bytes) -> None:
         """Take one frame of the engine."""
         if kind == FrameKind.STEP:
-            self.dispatcher.deliver(payload, time.perf_counter())
-            if not self._flush_is_due:
-                self._flush_is_due = True
-                asyncio.get_running_loop().call_soon(self._flush)
+            self._deliver(payload)
         elif kind == FrameKind.STATS:
             self.stats = orjson.loads(payload)
+            self.generation_rate.update(self.stats["generated_tokens"], time.monotonic())
+        elif kind == FrameKind.FLUSHED:
+            answer = self._flushes.get(int.from_bytes(payload[:4], "little"))
+            if answer is not None and not answer.done():
+                answer.set_result(bool(payload[4]))
         elif kind == FrameKind.PROGRESS:
             report: dict[str, Any] = orjson.loads(payload)
             self.stage = report["stage"]
             self.progress = report["done"] / report["total"] if report["total"] else 0.0
         elif kind == FrameKind.READY:
             facts = orjson.loads(payload)
-            self.facts = EngineFacts(**{name: facts[name] for name in EngineFacts.__slots__})
+            self.facts = EngineFacts(
+                **{name: facts[name] for name in EngineFacts.__slots__ if name in facts}
+            )
             if self.state == "loading":
                 self._enter("ready")
 
@@ -216,6 +243,16 @@ class Frontend:
         self._flush()
         for choice in self.dispatcher.choices():
             choice.response.fail(EngineError(self.failure))
+        for answer in self._flushes.values():
+            if not answer.done():
+                answer.set_exception(EngineError(self.failure))
+
+    def _deliver(self, payload: bytes) -> None:
+        """Take the rows of a STEP frame; what they bring is written in this turn of the loop."""
+        self.dispatcher.deliver(payload, time.perf_counter())
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_is_due = False

@@ -53,7 +53,8 @@ class Metrics(Collector):
         self._requests[key] = self._requests.get(key, 0) + 1
 
     def count_abort(self, reason: str, num_choices: int) -> None:
-        """So many generations were given up: ``client`` left, or the ``engine`` failed."""
+        """So many generations were given up: ``client`` left, the ``engine`` failed, or by
+        ``request``."""
         self._aborts[reason] = self._aborts.get(reason, 0) + num_choices
 
     def observe_end_to_end(self, duration_s: float) -> None:
@@ -82,7 +83,7 @@ class Metrics(Collector):
         aborts = CounterMetricFamily(
             "minisgl_aborts", "Generations given up before their end.", labels=("reason",)
         )
-        for reason in ("client", "engine"):
+        for reason in ("client", "engine", "request"):
             aborts.add_metric((reason,), self._aborts.get(reason, 0))
         yield aborts
 

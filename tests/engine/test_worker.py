@@ -33,6 +33,7 @@ FACTS = {
     "dtype": "float32",
     "device": "cpu",
     "grammars": False,
+    "architecture": "Qwen3ForCausalLM",
 }
 
 
@@ -367,3 +368,40 @@ def test_a_frontend_that_does_not_read_stops_nobody(spawn: Spawn, tiny_model: Pa
         silent.abort(rid)
     results = silent.collect({0, 1, 2})
     assert sum(len(tokens) for tokens, _ in results.values()) >= 2500
+
+
+def test_the_cache_is_flushed_on_request_but_not_under_a_request(
+    spawn: Spawn, tiny_model: Path
+) -> None:
+    worker = spawn(num_channels=2)
+    first, second = worker.peers
+    first.configure(tiny_model)
+    first.expect(FrameKind.READY)
+    second.expect(FrameKind.READY)
+
+    def flush(peer: Peer, ticket: int) -> bool:
+        peer.send(FrameKind.FLUSH, ticket.to_bytes(4, "little"))
+        kind, payload = FrameKind.STEP, b""
+        while kind == FrameKind.STEP:
+            kind, payload = peer.receive()
+        assert kind == FrameKind.FLUSHED
+        assert int.from_bytes(payload[:4], "little") == ticket
+        return bool(payload[4])
+
+    def num_cached(prompt: list[int]) -> int:
+        second.add(1, prompt, 1)
+        _, ((_, cached),) = unpack_step(second.expect(FrameKind.STEP))
+        return cached
+
+    prompt = [*range(40)]
+    assert num_cached(prompt) == 0
+    assert num_cached(prompt) == 32
+    first.add(1, [5] * 30, 900)
+    assert not flush(first, 7)
+    first.abort(1)
+    while not flush(first, 2**32 - 1):  # the step in flight has to end first
+        time.sleep(0.01)
+    assert num_cached(prompt) == 0
+    first.close()
+    second.close()
+    assert worker.wait() == (0, "")

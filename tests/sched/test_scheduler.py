@@ -466,9 +466,9 @@ def test_stats_have_the_fields_of_the_frame():
     engine.add(1, numbers(1, 12), ENDLESS, max_tokens=5)
     engine.step()
     assert engine.scheduler.stats() == {
-        "running": 1, "queued": 0, "pages_total": 64, "pages_free": 61, "pages_cached": 0,
-        "pages_used": 3, "preemptions": 0, "steps": 1, "prompt_tokens": 12, "cached_tokens": 0,
-        "generated_tokens": 1, "aborted": 0,
+        "running": 1, "queued": 0, "queued_tokens": 0, "pages_total": 64, "pages_free": 61,
+        "pages_cached": 0, "pages_used": 3, "preemptions": 0, "steps": 1,
+        "prompt_tokens": 12, "cached_tokens": 0, "generated_tokens": 1, "aborted": 0,
     }  # fmt: skip
 
 
