@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from minisgl_fast import __version__
-from minisgl_fast.config import DEVICES, DTYPES, MODEL_SOURCES, Config
+from minisgl_fast.config import DEVICES, DTYPES, FAKE_MODEL, MODEL_SOURCES, Config
 from minisgl_fast.errors import ConfigError
 from minisgl_fast.parsers.select import REASONING_PARSERS, TOOL_CALL_PARSERS
 
@@ -37,7 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None = None) -> Config:
     """The Config of a command line. Exits with code 2 on a usage error."""
-    options = vars(_parser().parse_args(arguments))
+    parser = _parser()
+    options = vars(parser.parse_args(arguments))
+    if options["model"] is None:
+        if not options["fake_engine"]:
+            parser.error("the following arguments are required: --model/--model-path")
+        options["model"] = FAKE_MODEL
     options["overlap"] = not options.pop("no_overlap")
     for name in ("api_keys", "cors_origins"):
         options[name] = tuple(options[name])
@@ -55,7 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--model",
         "--model-path",
-        required=True,
         metavar="MODEL",
         help="Hub id such as Qwen/Qwen3-0.6B, a local folder, or a .gguf file",
     )
@@ -157,6 +161,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-body", type=int, default=8 << 20, metavar="BYTES", help="(default: 8 MiB)"
     )
     server.add_argument(
+        "--frontends",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that serve HTTP, before one engine (default: %(default)s)",
+    )
+    server.add_argument(
         "--stream-interval",
         type=int,
         default=1,
@@ -172,6 +183,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how long SIGTERM lets streams finish (default: %(default)g)",
     )
     _add_access(parser)
+    # For measuring the frontend (docs/benchmarks.md), so not in the help.
+    parser.add_argument("--fake-engine", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--tick-us", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--credit-file", help=argparse.SUPPRESS)
     return parser
 
 

@@ -15,6 +15,8 @@ from minisgl_fast.parsers.select import GPT_OSS, REASONING_PARSERS, TOOL_CALL_PA
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MODEL_SOURCES = ("huggingface", "modelscope")
+# The model of an engine that has none.
+FAKE_MODEL = "fake"
 
 ACCESS = (
     "api_keys",
@@ -71,6 +73,11 @@ class Config:
     max_body: int = 8 * 1024 * 1024
     drain_timeout_s: float = 30.0
     stream_interval: int = 1
+    frontends: int = 1
+    # measuring the frontend, without a model
+    fake_engine: bool = False
+    tick_us: int = 0
+    credit_file: str | None = None
     # access
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_key_file: str | None = None
@@ -111,6 +118,8 @@ class Config:
             ("--cuda-graph-max-bs", self.cuda_graph_max_bs, 0),
             ("--num-threads", self.num_threads, 1),
             ("--stream-interval", self.stream_interval, 1),
+            ("--frontends", self.frontends, 1),
+            ("--tick-us", self.tick_us, 0),
             ("--drain-timeout", self.drain_timeout_s, 0),
         ):
             if value is not None and not value >= low:  # a NaN is not

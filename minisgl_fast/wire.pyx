@@ -114,6 +114,17 @@ def grammar_of(bytes payload not None):
     return header.rid, payload[size - header.num_grammar_bytes :]
 
 
+def add_summary(bytes payload not None):
+    """(rid, max_tokens, task, num_top_logprobs, prompt_logprobs_from) of an ADD payload."""
+    cdef const AddHeader *header = <const AddHeader *>PyBytes_AS_STRING(payload)
+    if <size_t>len(payload) < sizeof(AddHeader):
+        raise EngineError("A frontend sent a malformed ADD frame.")
+    return (
+        header.rid, header.max_tokens, header.task, header.num_top_logprobs,
+        header.prompt_logprobs_from,
+    )
+
+
 cdef class StepRows:
 
     cdef void add(self, uint32_t rid, int32_t token, uint8_t reason) noexcept:

@@ -27,6 +27,8 @@ RULES = {
     "minisgl_fast.model.qwen3": {"cupy", "minisgl_fast.engine", "minisgl_fast.sched", *HTTP},
     "minisgl_fast.backend.reference": {"cupy", "minisgl_fast.engine", *HTTP, "tokenizers"},
     "minisgl_fast.engine.worker": {"httptools", "uvloop", "tokenizers", "minisgl_fast.server"},
+    "minisgl_fast.engine.fake": {"torch", "cupy", "numpy", "minisgl_fast.server", *HTTP, *TEXT},
+    "minisgl_fast.extra_frontend": {"torch", "cupy", "minisgl_fast.engine", "minisgl_fast.sched"},
 }
 
 

@@ -28,6 +28,8 @@ EDGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "max_body": ("--max-body", [1024], [1023]),
     "cuda_graph_max_bs": ("--cuda-graph-max-bs", [0], [-1]),
     "num_threads": ("--num-threads", [None, 1], [0]),
+    "frontends": ("--frontends", [1], [0]),
+    "tick_us": ("--tick-us", [0], [-1]),
     "stream_interval": ("--stream-interval", [1], [0]),
     "drain_timeout_s": ("--drain-timeout", [0, 0.5], [-0.1, float("nan")]),
     "port": ("--port", [0, 65535], [-1, 65536]),

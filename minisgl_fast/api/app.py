@@ -38,6 +38,7 @@ class Api:
         except RequestError as error:
             raise ModelError(f"The model's generation_config.json: {error.message}") from error
         self.metrics = Metrics(frontend)
+        frontend.peers.answers["metrics"] = lambda _: self.metrics.snapshot()
         pipeline = Pipeline(config, frontend, self.metrics, self._fail)
         self.model_name = pipeline.model_name
         self.chat = Chat(pipeline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
@@ -61,7 +62,13 @@ class Info:
         self._answer_state(request, exchange, 200 if self._frontend.state == "ready" else 503)
 
     def scrape(self, request: HttpRequest, exchange: Exchange) -> None:
-        self._answer(request, exchange, 200, self._metrics.render(), METRICS_TEXT)
+        """The sum of all frontends of this server."""
+
+        def answer(others: list[dict[str, Any]]) -> None:
+            if not exchange.closed:
+                self._answer(request, exchange, 200, self._metrics.render(others), METRICS_TEXT)
+
+        self._frontend.peers.ask("metrics", None, answer)
 
     def _card(self) -> tuple[str, str, int, int | None]:
         facts = self._frontend.facts

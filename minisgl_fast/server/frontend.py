@@ -26,6 +26,7 @@ from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
 from minisgl_fast.params import SamplingDefaults, SamplingParams
 from minisgl_fast.server.deliver import Choice, Dispatcher
+from minisgl_fast.server.peers import Peers
 from minisgl_fast.server.rate import Rate
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
@@ -75,8 +76,10 @@ class Frontend:
         tokenizer: Tokenizer,
         template: ChatTemplate,
         defaults: SamplingDefaults | None = None,
+        peers: Peers | None = None,
     ) -> None:
-        """``defaults``: the model's recommended sampling values, where a client gives none."""
+        """``defaults``: the model's recommended sampling values, where a client gives none.
+        ``peers``: the other frontends of the server."""
         self.config = config
         self.tokenizer = tokenizer
         self.template = template
@@ -92,6 +95,7 @@ class Frontend:
         )
         self.on_state: Callable[[], None] | None = None
         self.generation_rate = Rate()
+        self.peers = peers or Peers()
         self._channel: Channel | None = None
         self._flush_is_due = False
         self._flushes: dict[int, asyncio.Future[bool]] = {}
@@ -124,7 +128,9 @@ class Frontend:
 
     def check_room(self, num_choices: int) -> None:
         """OverloadedError if so many more generations would exceed ``--max-queued-requests``."""
-        if len(self.dispatcher) + num_choices > self.config.max_queued_requests:
+        # Connections, and so requests, spread evenly over all frontends.
+        limit = -(-self.config.max_queued_requests // self.config.frontends)
+        if len(self.dispatcher) + num_choices > limit:
             raise OverloadedError("The request queue is full. Please try again later.")
 
     def room_for(self, prompt: Sequence[int], max_tokens: int | None, *, param: str) -> int:

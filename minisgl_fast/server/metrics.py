@@ -3,13 +3,14 @@
 Rules: nothing here runs per token. The token loop counts in C (deliver.pyx), the engine reports
 its own numbers in STATS frames, sessions report once at their end; a scrape reads them all.
 Counters only grow; ratios such as the cache hit rate are left to the reader (cached / prompt
-tokens).
+tokens). Where a server has several frontends, each can be scraped and shows the sum of all: it
+gets the others' snapshots by peers.py. The engine tells all frontends the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -35,7 +36,7 @@ END_TO_END_BUCKETS = (
 PAGE_STATES = ("free", "cached", "used")
 
 
-class Metrics(Collector):
+class Metrics:
     """All metrics of one frontend and of its engine."""
 
     def __init__(self, frontend: Frontend) -> None:
@@ -44,8 +45,6 @@ class Metrics(Collector):
         self._aborts: dict[str, int] = {}
         self._end_to_end = Histogram(END_TO_END_BUCKETS)
         self.num_prompt_tokens = 0
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     def count_request(self, route: str, code: int, finish_reason: str = "") -> None:
         """One request was answered; ``finish_reason`` is its first choice's, if it has any."""
@@ -61,22 +60,77 @@ class Metrics(Collector):
         """One generation request was answered in full after so many seconds."""
         self._end_to_end.observe(duration_s)
 
-    def render(self) -> bytes:
-        """The text of a scrape."""
-        return generate_latest(self._registry)
+    def snapshot(self) -> dict[str, Any]:
+        """What this frontend has counted; snapshots can be added up."""
+        dispatcher = self._frontend.dispatcher
+        return {
+            "requests": [[*key, count] for key, count in self._requests.items()],
+            "aborts": self._aborts,
+            "prompt_tokens": self.num_prompt_tokens,
+            "cached_tokens": dispatcher.num_cached,
+            "generated_tokens": dispatcher.num_generated,
+            "open": len(dispatcher),
+            "frontends": 1,
+            "histograms": [
+                [histogram.buckets(), histogram.total]
+                for histogram in (
+                    dispatcher.time_to_first_token,
+                    dispatcher.inter_token,
+                    self._end_to_end,
+                )
+            ],
+        }
+
+    def render(self, others: Sequence[dict[str, Any]] = ()) -> bytes:
+        """The text of a scrape; ``others`` are the snapshots of the other frontends."""
+        registry = CollectorRegistry()
+        total = _sum([self.snapshot(), *others])
+        registry.register(_Scrape(total, self._frontend.stats, self._frontend.state == "ready"))
+        return generate_latest(registry)
+
+
+def _sum(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One snapshot for all."""
+    total: dict[str, Any] = {
+        name: sum(snapshot[name] for snapshot in snapshots)
+        for name in ("prompt_tokens", "cached_tokens", "generated_tokens", "open", "frontends")
+    }
+    requests: dict[tuple[str, int, str], int] = {}
+    aborts: dict[str, int] = {}
+    for snapshot in snapshots:
+        for route, code, reason, count in snapshot["requests"]:
+            requests[route, code, reason] = requests.get((route, code, reason), 0) + count
+        for reason, count in snapshot["aborts"].items():
+            aborts[reason] = aborts.get(reason, 0) + count
+    histograms = []
+    for same in zip(*(snapshot["histograms"] for snapshot in snapshots), strict=True):
+        buckets = [
+            (bounds[0][0], sum(count for _, count in bounds))
+            for bounds in zip(*(buckets for buckets, _ in same), strict=True)
+        ]
+        histograms.append((buckets, sum(sum_value for _, sum_value in same)))
+    return {**total, "requests": requests, "aborts": aborts, "histograms": histograms}
+
+
+class _Scrape(Collector):
+    """The families of one scrape."""
+
+    def __init__(self, total: dict[str, Any], stats: dict[str, int], ready: bool) -> None:
+        self._total = total
+        self._stats = stats
+        self._ready = ready
 
     def collect(self) -> Iterator[Metric]:
         """For the registry: every family with its present values."""
-        frontend = self._frontend
-        dispatcher = frontend.dispatcher
-        stats = frontend.stats
+        total = self._total
+        stats = self._stats
 
         requests = CounterMetricFamily(
             "minisgl_requests",
             "Requests answered, by route, HTTP status and finish reason.",
             labels=("route", "code", "finish_reason"),
         )
-        for (route, code, reason), count in self._requests.items():
+        for (route, code, reason), count in total["requests"].items():
             requests.add_metric((route, str(code), reason), count)
         yield requests
 
@@ -84,13 +138,13 @@ class Metrics(Collector):
             "minisgl_aborts", "Generations given up before their end.", labels=("reason",)
         )
         for reason in ("client", "engine", "request"):
-            aborts.add_metric((reason,), self._aborts.get(reason, 0))
+            aborts.add_metric((reason,), total["aborts"].get(reason, 0))
         yield aborts
 
         for name, text, value in (
-            ("prompt_tokens", "Prompt tokens of submitted requests.", self.num_prompt_tokens),
-            ("cached_tokens", "Prompt tokens found in the prefix cache.", dispatcher.num_cached),
-            ("generated_tokens", "Tokens generated.", dispatcher.num_generated),
+            ("prompt_tokens", "Prompt tokens of submitted requests.", total["prompt_tokens"]),
+            ("cached_tokens", "Prompt tokens found in the prefix cache.", total["cached_tokens"]),
+            ("generated_tokens", "Tokens generated.", total["generated_tokens"]),
             (
                 "preemptions",
                 "Requests pushed back for want of KV pages.",
@@ -103,8 +157,9 @@ class Metrics(Collector):
         for name, text, value in (
             ("requests_running", "Requests that the engine computes.", stats.get("running", 0)),
             ("requests_queued", "Requests that wait in the engine.", stats.get("queued", 0)),
-            ("generations_open", "Generations of this frontend not finished.", len(dispatcher)),
-            ("ready", "1 while requests are accepted.", frontend.state == "ready"),
+            ("generations_open", "Generations not finished.", total["open"]),
+            ("ready", "1 while requests are accepted.", self._ready),
+            ("frontends", "Processes that serve HTTP.", total["frontends"]),
         ):
             yield GaugeMetricFamily(f"minisgl_{name}", text, value)
 
@@ -113,23 +168,12 @@ class Metrics(Collector):
             pages.add_metric((state,), stats.get(f"pages_{state}", 0))
         yield pages
 
-        for name, text, histogram in (
-            (
-                "time_to_first_token_seconds",
-                "From the request's arrival to its first token.",
-                dispatcher.time_to_first_token,
-            ),
-            (
-                "inter_token_seconds",
-                "Between two tokens of one generation.",
-                dispatcher.inter_token,
-            ),
-            (
-                "request_seconds",
-                "From a request's arrival to the end of its answer.",
-                self._end_to_end,
-            ),
-        ):
+        families = (
+            ("time_to_first_token_seconds", "From the request's arrival to its first token."),
+            ("inter_token_seconds", "Between two tokens of one generation."),
+            ("request_seconds", "From a request's arrival to the end of its answer."),
+        )
+        for (name, text), (buckets, sum_value) in zip(families, total["histograms"], strict=True):
             yield HistogramMetricFamily(
-                f"minisgl_{name}", text, buckets=histogram.buckets(), sum_value=histogram.total
+                f"minisgl_{name}", text, buckets=buckets, sum_value=sum_value
             )
