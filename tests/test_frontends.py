@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -110,6 +111,28 @@ def test_clients_that_leave_any_frontend_are_aborted(server: ServerProcess) -> N
         stream.close()
     eventually(lambda: server.metric("minisgl_generations_open") == 0)
     eventually(lambda: server.metric("minisgl_requests_running") == 0)
+
+
+def test_a_request_is_aborted_by_its_name_whoever_has_it(server: ServerProcess) -> None:
+    streams = open_streams(server)
+    names = {}
+    for stream in everyone(streams):
+        head = stream.received.partition(b"\r\n\r\n")[0].decode()
+        (names[stream],) = re.findall(r"x-request-id: (\S+)", head)
+    first, *others = everyone(streams)
+    answer = server.request("POST", "/abort_request", {"rid": names[first]})
+    assert answer[::2] == (200, {"num_aborted": 1})
+    first.rest()
+    *_, last, done = first.events()
+    assert (last["choices"][0]["finish_reason"], done) == ("abort", "[DONE]")
+    answer = server.request("POST", "/abort_request", {"abort_all": True})
+    assert answer[::2] == (200, {"num_aborted": NUM_STREAMS - 1})
+    for stream in others:
+        stream.rest()
+        stream.close()
+    first.close()
+    eventually(lambda: server.metric("minisgl_requests_running") == 0)
+    assert server.request("POST", "/flush_cache")[0] == 200
 
 
 def test_all_frontends_drain(start: Start) -> None:

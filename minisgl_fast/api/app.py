@@ -40,6 +40,7 @@ class Api:
         self.metrics = Metrics(frontend)
         frontend.peers.answers["metrics"] = lambda _: self.metrics.snapshot()
         pipeline = Pipeline(config, frontend, self.metrics, self._fail)
+        frontend.peers.answers["abort"] = pipeline.abort
         self.model_name = pipeline.model_name
         self.chat = Chat(pipeline)
         surfaces = (

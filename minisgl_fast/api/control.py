@@ -69,12 +69,16 @@ class Control:
         body = read_body(request, AbortRequest)
         if body.abort_all:
             check_admin(request)
-            num_aborted = self._pipeline.abort(None)
-        elif body.rid:
-            num_aborted = self._pipeline.abort(body.rid)
-        else:
+        elif not body.rid:
             raise RequestError("Give the rid of a request, or abort_all.", param="rid")
-        self._pipeline.respond(request, exchange, msgspec.json.encode(Aborted(num_aborted)))
+        name = None if body.abort_all else body.rid
+        num_aborted = self._pipeline.abort(name)
+
+        def answer(others: list[int]) -> None:
+            aborted = Aborted(num_aborted + sum(others))
+            self._pipeline.respond(request, exchange, msgspec.json.encode(aborted))
+
+        self._pipeline.frontend.peers.ask("abort", name, answer)
 
     def flush_cache(self, request: HttpRequest, exchange: Exchange) -> None:
         """``?timeout=SECONDS`` waits so long for the requests under way to end."""

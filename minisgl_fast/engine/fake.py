@@ -58,6 +58,7 @@ class Lane:
         self._frame_size = 0
         self.num_steps = 0
         self.num_tokens = 0  # since it was last idle
+        self.num_generated = 0
         self.next_token = 0
 
     def __len__(self) -> int:
@@ -78,6 +79,8 @@ class Lane:
                 heapq.heappush(self._ends, (self.num_steps + max_tokens, rid))
             elif kind == FrameKind.ABORT:
                 self._remove(int.from_bytes(payload, "little"))
+            elif kind == FrameKind.FLUSH:
+                self.channel.send(FrameKind.FLUSHED, payload + bytes((not len(self),)))
             self._set_buffer()
         if self.channel.has_unsent:
             self.channel.flush()
@@ -105,6 +108,7 @@ class Lane:
         payload = b"".join((head, rids, tokens, first, reasons))
         self.channel.send(FrameKind.STEP, payload)
         self.num_tokens += num_rows
+        self.num_generated += num_rows
         self._first.clear()
         self._refused.clear()
         for rid in ended:
@@ -234,6 +238,9 @@ class FakeEngine:
             "pages_used": running,
             "preemptions": 0,
             "steps": max(lane.num_steps for lane in self._lanes),
+            "prompt_tokens": 0,
+            "cached_tokens": 0,
+            "generated_tokens": sum(lane.num_generated for lane in self._lanes),
         }
         for lane in self._lanes:
             lane.channel.send(FrameKind.STATS, json.dumps(stats).encode())
