@@ -13,6 +13,7 @@ from minisgl_fast.api.messages import Messages
 from minisgl_fast.api.native import Native
 from minisgl_fast.api.ollama import Ollama
 from minisgl_fast.api.openai import OpenAI
+from minisgl_fast.api.openapi import OpenApi
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.responses import Responses
 from minisgl_fast.api.sampling_fields import SamplingFields
@@ -54,7 +55,11 @@ class Api:
             Control(pipeline),
             TextTools(pipeline, self.chat),
         )
-        self.routes = {key: route for surface in surfaces for key, route in surface.routes.items()}
+        document = OpenApi()
+        self.routes = {
+            key: route for surface in (*surfaces, document) for key, route in surface.routes.items()
+        }
+        document.describe(self.routes)
         self._router = Router({key: route.handler for key, route in self.routes.items()})
         # An unknown path would be a label that clients choose.
         self._known_paths = {path for _, path in self.routes}

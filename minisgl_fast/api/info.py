@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import orjson
 
+from minisgl_fast.api.answers import ModelCard, ModelList, State, Status
 from minisgl_fast.api.openai_response import model_card, model_list
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
@@ -30,12 +31,18 @@ class Info:
     @property
     def routes(self) -> Routes:
         return {
-            ("GET", MODELS): Route(self.models, "List the served model"),
-            ("GET", f"{MODELS}/*"): Route(self.model, "Describe the served model"),
-            ("GET", "/v1"): Route(self.root, "Tell that the API is there"),
-            ("POST", "/v1"): Route(self.root, "Tell that the API is there"),
-            ("GET", "/health"): Route(self.health, "Tell whether the server does its work"),
-            ("GET", "/ready"): Route(self.ready, "Tell whether new requests are welcome"),
+            ("GET", MODELS): Route(self.models, "List the served model", answer=ModelList),
+            ("GET", f"{MODELS}/*"): Route(
+                self.model, "Describe the served model", answer=ModelCard
+            ),
+            ("GET", "/v1"): Route(self.root, "Tell that the API is there", answer=Status),
+            ("POST", "/v1"): Route(self.root, "Tell that the API is there", answer=Status),
+            ("GET", "/health"): Route(
+                self.health, "Tell whether the server does its work", answer=State
+            ),
+            ("GET", "/ready"): Route(
+                self.ready, "Tell whether new requests are welcome", answer=State
+            ),
             ("GET", "/metrics"): Route(
                 self.scrape, "Counters and gauges in Prometheus text", media_type="text/plain"
             ),

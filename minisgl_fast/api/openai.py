@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minisgl_fast.api.answers import ChatCompletion, TextCompletion
 from minisgl_fast.api.chat import Chat, ChatCall
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.fill_in import around_middle
@@ -35,9 +36,15 @@ class OpenAI:
     @property
     def routes(self) -> Routes:
         return {
-            ("POST", CHAT): Route(self.chat, "Answer a chat", ChatRequest, streams=True),
+            ("POST", CHAT): Route(
+                self.chat, "Answer a chat", ChatRequest, ChatCompletion, streams=True
+            ),
             ("POST", COMPLETIONS): Route(
-                self.completions, "Complete prompts", CompletionRequest, streams=True
+                self.completions,
+                "Complete prompts",
+                CompletionRequest,
+                TextCompletion,
+                streams=True,
             ),
         }
 

@@ -80,7 +80,11 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     ] = None
     logit_bias: Annotated[
         dict[int, Annotated[float, doc("Added to the logit.", minimum=-100, maximum=100)]] | None,
-        doc("By token id.", maxProperties=MAX_LOGIT_BIAS),
+        doc(
+            "By token id.",
+            maxProperties=MAX_LOGIT_BIAS,
+            propertyNames={"pattern": "^[0-9]+$"},
+        ),
     ] = None
     bad_words: Annotated[
         list[str] | None,
