@@ -9,11 +9,20 @@ import asyncio
 import json
 import struct
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from minisgl_fast.channel import FrontendChannel
-from minisgl_fast.wire import AddFlag, FinishReason, FrameKind, pack_step
+from minisgl_fast.wire import (
+    AddFlag,
+    FinishReason,
+    FrameKind,
+    LogprobsRecord,
+    pack_embedding,
+    pack_logprobs,
+    pack_step,
+)
 
 MODEL = "Qwen/Qwen3-0.6B"
 # Emoji and Chinese are cut inside characters by their tokens.
@@ -33,6 +42,7 @@ EOS = 151645  # <|im_end|> of Qwen3
 FACTS = {
     "max_model_len": 4096,
     "vocab_size": 151936,
+    "hidden_size": 8,
     "num_pages": 1000,
     "page_size": 16,
     "dtype": "float32",
@@ -93,6 +103,20 @@ def unpack_add(payload: bytes) -> FakeRequest:
     )  # fmt: skip
 
 
+def logprob_of(position: int, token: int) -> float:
+    """The log-probability of a token at a position; exact in float32."""
+    return -1.0 - (position * 31 + token * 7) % 64 / 8
+
+
+def top_of(position: int, count: int) -> list[tuple[int, float]]:
+    """The largest ones there: likelier than all others."""
+    return [(1000 + position + i, -0.25 - i / 64) for i in range(count)]
+
+
+def embedding_of(prompt: Sequence[int]) -> list[float]:
+    return [float(sum(prompt) % (7 + i) - 3) for i in range(FACTS["hidden_size"])]
+
+
 class FakeEngine:
     """Answers the frames of one frontend.
 
@@ -128,13 +152,47 @@ class FakeEngine:
         for request in list(self.running.values()):
             if not request.num_done:
                 first.append((request.rid, self.cached))
+                self._send_prompt_logprobs(request)
+            position = len(request.prompt) + request.num_done
             token, reason = self._next(request)
+            if token >= 0 and request.num_top_logprobs >= 0:
+                self._send_logprobs(request, False, position, [token])
             rows.append((request.rid, token, reason))
             if reason != FinishReason.RUNNING:
                 del self.running[request.rid]
         if rows:
             self.channel.send(FrameKind.STEP, pack_step(rows, first))
             self.send_stats()
+
+    def _send_prompt_logprobs(self, request: FakeRequest) -> None:
+        if request.task:
+            vector = struct.pack(f"<{FACTS['hidden_size']}f", *embedding_of(request.prompt))
+            self.channel.send(FrameKind.EMBEDDING, pack_embedding(request.rid, vector))
+        first = max(request.prompt_logprobs_from, 1)
+        if request.prompt_logprobs_from >= 0 and first < len(request.prompt):
+            middle = (first + len(request.prompt)) // 2  # as if it came in two chunks
+            for start, end in ((first, middle), (middle, len(request.prompt))):
+                if start < end:
+                    self._send_logprobs(request, True, start, request.prompt[start:end])
+
+    def _send_logprobs(
+        self, request: FakeRequest, is_prompt: bool, position: int, tokens: list[int]
+    ) -> None:
+        num_top = max(request.num_top_logprobs, 0)
+        places = range(position, position + len(tokens))
+        tops = [pair for place in places for pair in top_of(place, num_top)]
+        record = LogprobsRecord(
+            request.rid,
+            is_prompt,
+            position,
+            num_top,
+            array("i", tokens),
+            array("f", [logprob_of(p, t) for p, t in zip(places, tokens, strict=True)]),
+            array("i", [token for token, _ in tops]),
+            array("f", [value for _, value in tops]),
+            array("f", [logprob_of(p, t) for p in places for t in request.logprob_ids]),
+        )
+        self.channel.send(FrameKind.LOGPROBS, pack_logprobs([record]))
 
     def send_stats(self) -> None:
         used = sum(-(-(len(r.prompt) + r.num_done) // 16) for r in self.running.values())
@@ -158,6 +216,8 @@ class FakeEngine:
     def _next(self, request: FakeRequest) -> tuple[int, FinishReason]:
         if self.end_of_all is not None:
             return -1, self.end_of_all
+        if request.task or request.max_tokens == 0:
+            return -1, FinishReason.LENGTH
         token = request.tokens[request.num_done % len(request.tokens)]
         request.num_done += 1
         if token == EOS and not request.ignore_eos:

@@ -106,6 +106,8 @@ class Chat:
                 ),
                 output=output,
                 extras=call.extras,
+                logprobs=body.logprob_options,
+                logprobs_param="top_logprobs" if body.top_logprobs else "logprobs",
             )
         )
 

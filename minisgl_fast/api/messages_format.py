@@ -15,7 +15,7 @@ import orjson
 
 from minisgl_fast.api.chat_deltas import quoted
 from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, Text
-from minisgl_fast.api.openai_response import Answer, Usage
+from minisgl_fast.api.openai_response import Answer, NoLogprobs, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import messages_error
@@ -32,7 +32,7 @@ _DELTAS = {
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-class MessagesFormat:
+class MessagesFormat(NoLogprobs):
     """The format and the writer (chat_output.py) of one answer."""
 
     content_type = EVENT_STREAM

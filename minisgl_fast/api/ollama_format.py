@@ -16,13 +16,13 @@ import orjson
 
 from minisgl_fast.api.chat_deltas import quoted
 from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter
-from minisgl_fast.api.openai_response import Answer, Usage
+from minisgl_fast.api.openai_response import Answer, NoLogprobs, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import ollama_error
 
 
-class OllamaFormat:
+class OllamaFormat(NoLogprobs):
     """The format and the writer (chat_output.py) of one chat answer."""
 
     content_type = b"application/x-ndjson"

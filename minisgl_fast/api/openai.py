@@ -6,6 +6,8 @@ from minisgl_fast.api.answers import ChatCompletion, TextCompletion
 from minisgl_fast.api.chat import Chat, ChatCall
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.fill_in import around_middle
+from minisgl_fast.api.logprobs import text_offsets
+from minisgl_fast.api.openai_logprobs import ChatLogprobs, CompletionLogprobs
 from minisgl_fast.api.openai_request import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -14,7 +16,7 @@ from minisgl_fast.api.openai_request import (
     parse_chat,
     parse_completion,
 )
-from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, Head, json_escaped
+from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, Echo, Head
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.sampling_fields import SamplingFields
@@ -55,7 +57,10 @@ class OpenAI:
         echo = ""
         if body.echo and messages and messages[-1]["role"] == "assistant":
             echo = message_text(messages[-1])
-        form = ChatFormat(self._head(request, body), extras, echo)
+        logprobs = None
+        if body.logprobs:
+            logprobs = ChatLogprobs(self._pipeline.tokenizer, body.logprob_options.num_top)
+        form = ChatFormat(self._head(request, body), extras, echo, logprobs)
         call = ChatCall(CHAT, request, exchange, received, form, extras=extras)
         self._chat.start(call, body, messages)
 
@@ -78,6 +83,7 @@ class OpenAI:
         # 0 is checked already and needs no engine; SamplingParams knows only 1 and more.
         params = pipeline.params(body, asked or None)
         extras = Extras.wanted(body)
+        logprobs = body.logprob_options
         pipeline.start(
             Task(
                 route=COMPLETIONS,
@@ -90,8 +96,10 @@ class OpenAI:
                     self._head(request, body),
                     self._echoes(body, given, prompts, params.skip_special_tokens),
                     extras,
+                    CompletionLogprobs(pipeline.tokenizer) if logprobs.is_wanted else None,
                 ),
                 max_tokens=asked,
+                logprobs=logprobs,
                 default_max_tokens=max(DEFAULT_COMPLETION_TOKENS, params.min_tokens),
                 received=received,
                 stream=bool(body.stream),
@@ -106,12 +114,16 @@ class OpenAI:
         given: list[Prompt],
         prompts: list[list[int]],
         skip_special: bool,
-    ) -> list[bytes]:
-        """The prompt's text before every choice, JSON-escaped; empty without ``echo``."""
-        echoes: list[bytes] = []
+    ) -> list[Echo]:
+        """The prompt before every choice; empty without ``echo``."""
+        echoes: list[Echo] = []
+        tokenizer = self._pipeline.tokenizer
         if body.echo:
             for prompt, ids in zip(given, prompts, strict=True):
                 is_text = isinstance(prompt, str) and body.truncate_prompt_tokens is None
-                text = prompt if is_text else self._pipeline.tokenizer.decode(ids, skip_special)
-                echoes += [json_escaped(str(text))] * body.num_choices
+                text = str(prompt) if is_text else tokenizer.decode(ids, skip_special)
+                echo = Echo(text)
+                if body.logprob_options.is_wanted:
+                    echo = Echo(text, ids, text_offsets(tokenizer, ids, text))
+                echoes += [echo] * body.num_choices
         return echoes

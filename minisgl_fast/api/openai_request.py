@@ -19,6 +19,7 @@ from minisgl_fast.api.chat_fields import (
     check_tools,
     template_kwargs,
 )
+from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS, NO_LOGPROBS, LogprobOptions
 from minisgl_fast.api.plain_body import Integer, PlainBody, PlainMessage
 from minisgl_fast.api.refused import check_refused, unsupported
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
@@ -118,6 +119,17 @@ class ChatRequest(SamplingFields, kw_only=True):
         Literal["in_memory", "in-memory", "24h"] | None,
         doc("Defined by OpenAI as a hint for its cache; no part of the answer."),
     ] = None
+    logprobs: Annotated[bool | None, doc("Give the log-probability of every generated token.")] = (
+        None
+    )
+    top_logprobs: Annotated[
+        int | None,
+        doc("List so many of the likeliest tokens too.", minimum=0, maximum=MAX_TOP_LOGPROBS),
+    ] = None
+
+    @property
+    def logprob_options(self) -> LogprobOptions:
+        return LogprobOptions(self.top_logprobs or 0) if self.logprobs else NO_LOGPROBS
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -148,6 +160,21 @@ class CompletionRequest(SamplingFields, kw_only=True):
     best_of: Annotated[
         int | None, doc("Generate so many, answer the `n` likeliest.", minimum=1, maximum=MAX_N)
     ] = None
+    logprobs: Annotated[
+        int | Literal[False] | None,
+        doc(
+            "Give the log-probability of every token and list so many of the likeliest; with "
+            "`echo` of the prompt too.",
+            minimum=0,
+            maximum=MAX_TOP_LOGPROBS,
+        ),
+    ] = None
+
+    @property
+    def logprob_options(self) -> LogprobOptions:
+        if self.logprobs is None or self.logprobs is False:
+            return NO_LOGPROBS
+        return LogprobOptions(self.logprobs, prompt_from=0 if self.echo else -1)
 
 
 class GenerateRequest(SamplingFields, kw_only=True):
@@ -177,6 +204,12 @@ def check_chat(fields: Body) -> tuple[ChatRequest, list[dict[str, Any]]]:
     request = check_fields(fields, ChatRequest)
     check_refused(fields, is_chat=True)
     check_common(request)
+    if request.top_logprobs is not None:
+        _check_num_top("top_logprobs", request.top_logprobs)
+        if request.top_logprobs and not request.logprobs:
+            raise RequestError(
+                "top_logprobs can only be given when logprobs is true.", param="top_logprobs"
+            )
     try:
         check_tools(request.tools, request.tool_choice)
     except msgspec.ValidationError as error:
@@ -222,6 +255,7 @@ def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     check_common(request)
     prompts = _prompts(request.prompt)
     _check_best_of(request)
+    _check_num_top("logprobs", request.logprobs or 0)
     if request.max_tokens == 0 and not request.echo:
         raise RequestError("max_tokens must be at least 1 unless echo is true.", param="max_tokens")
     return request, prompts
@@ -246,7 +280,14 @@ def parse_generate(body: bytes) -> GenerateRequest:
     check_common(request)
     if request.num_choices != 1:
         raise RequestError("n must be 1 on this route.", param="n")
+    if fields.get("logprobs"):
+        raise unsupported("logprobs")
     return request
+
+
+def _check_num_top(name: str, num_top: int) -> None:
+    if not 0 <= num_top <= MAX_TOP_LOGPROBS:
+        raise RequestError(f"{name} must be in [0, {MAX_TOP_LOGPROBS}], got {num_top}.", param=name)
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

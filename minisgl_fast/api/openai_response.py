@@ -12,8 +12,8 @@ client asked for it, and absent when not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -21,6 +21,8 @@ import orjson
 
 from minisgl_fast.api.chat_deltas import ChatDeltas, quoted
 from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.logprobs import TokenLogprobs, prompt_tokens
+from minisgl_fast.api.openai_logprobs import NULL, ChatLogprobs, CompletionLogprobs
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.errors_json import error_body
 from minisgl_fast.server.exchange import EVENT_STREAM
@@ -53,12 +55,30 @@ class Usage:
         return usage + b"}"
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt before a completion: its text, its ids, and where each begins in the text."""
+
+    text: str
+    ids: Sequence[int] = ()
+    offsets: Sequence[int] = ()
+
+    def tokens(self, found: Sequence[TokenLogprobs]) -> list[TokenLogprobs]:
+        """All tokens; the first ones, of which nothing was found, without log-probabilities."""
+        return [
+            token._replace(offset=offset)
+            for token, offset in zip(prompt_tokens(self.ids, found), self.offsets, strict=True)
+        ]
+
+
 @dataclass(slots=True)
 class Answer:
     """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id.
 
     ``message``: the whole message in JSON, where the text is not all of it. ``first_time`` and
-    ``last_time``: when its first and last token came, by time.perf_counter().
+    ``last_time``: when its first and last token came, by time.perf_counter(). ``logprobs``: the
+    tokens of a whole answer, ``prompt_logprobs`` those of its prompt, where they were asked for; in
+    a stream they go through ``ResponseFormat.with_logprobs``.
     """
 
     index: int
@@ -68,6 +88,9 @@ class Answer:
     message: bytes = b""
     first_time: float = 0.0
     last_time: float = 0.0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    embedding: Sequence[float] = ()
 
     def end(self) -> bytes:
         """The keys behind the text of a finished choice."""
@@ -96,6 +119,19 @@ class ResponseFormat(Protocol):
     def closing(self, answer: Answer) -> bytes:
         """The events that end a choice; ``answer.text`` is the rest of its text."""
 
+    def with_logprobs(
+        self,
+        index: int,
+        events: bytes,
+        tokens: list[TokenLogprobs],
+        prompt: list[TokenLogprobs] | None,
+    ) -> bytes:
+        """The events of a choice, never none, together with its tokens that are new.
+
+        ``prompt``: with the first events of a choice the tokens of its prompt, else None. Only
+        called where the request asked for log-probabilities.
+        """
+
     def ending(self, usage: Usage) -> bytes:
         """The events behind all choices."""
 
@@ -106,7 +142,20 @@ class ResponseFormat(Protocol):
         """The whole answer where nothing is streamed."""
 
 
-class _EventStream:
+class NoLogprobs:
+    """A format whose requests cannot ask for log-probabilities."""
+
+    def with_logprobs(
+        self,
+        index: int,
+        events: bytes,
+        tokens: list[TokenLogprobs],
+        prompt: list[TokenLogprobs] | None,
+    ) -> bytes:
+        return events
+
+
+class _EventStream(NoLogprobs):
     """A stream of SSE events that ends with [DONE]."""
 
     content_type = EVENT_STREAM
@@ -184,10 +233,27 @@ class ChatFormat(_OpenAIFormat):
     whole_object = "chat.completion"
     has_plain = True
 
-    def __init__(self, head: Head, extras: Extras | None = None, echo: str = "") -> None:
+    def __init__(
+        self,
+        head: Head,
+        extras: Extras | None = None,
+        echo: str = "",
+        logprobs: ChatLogprobs | None = None,
+    ) -> None:
         """``echo``: text that every answer begins with."""
         super().__init__(head, extras)
         self._echo = echo
+        self._logprobs = logprobs
+
+    def with_logprobs(
+        self,
+        index: int,
+        events: bytes,
+        tokens: list[TokenLogprobs],
+        prompt: list[TokenLogprobs] | None,
+    ) -> bytes:
+        """The first of the events carries the tokens."""
+        return _fill_in(events, self._logprobs.to_json(tokens)) if self._logprobs else events
 
     def writer(self, index: int) -> ChatDeltas:
         return ChatDeltas(partial(self.delta, index), self._echo)
@@ -231,12 +297,13 @@ class ChatFormat(_OpenAIFormat):
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         choices = (
-            b'{"index":%d,"message":%b,"logprobs":null,%b%b}'
+            b'{"index":%d,"message":%b,"logprobs":%b,%b%b}'
             % (
                 answer.index,
                 answer.message
                 or b'{"role":"assistant","content":"%b%b","refusal":null}'
                 % (json_escaped(self._echo), answer.text),
+                self._logprobs.to_json(answer.logprobs) if self._logprobs else NULL,
                 answer.end(),
                 self._extra(answer.index, is_event=False),
             )
@@ -249,7 +316,7 @@ class ChatFormat(_OpenAIFormat):
 class CompletionFormat(_OpenAIFormat):
     """``text_completion`` for both forms; the reason rides on the last text chunk.
 
-    ``echoes``: JSON-escaped text that stands before each choice's own, empty without ``echo``.
+    ``echoes``: what stands before each choice's own text, empty without ``echo``.
     """
 
     prompt_in_choice = True
@@ -257,9 +324,16 @@ class CompletionFormat(_OpenAIFormat):
     chunk_object = "text_completion"
     whole_object = "text_completion"
 
-    def __init__(self, head: Head, echoes: list[bytes], extras: Extras | None = None) -> None:
+    def __init__(
+        self,
+        head: Head,
+        echoes: list[Echo],
+        extras: Extras | None = None,
+        logprobs: CompletionLogprobs | None = None,
+    ) -> None:
         super().__init__(head, extras)
         self._echoes = echoes
+        self._logprobs = logprobs
 
     def prefix(self, index: int) -> bytes:
         return b'%b{"index":%d,"text":"' % (self._head, index)
@@ -268,9 +342,31 @@ class CompletionFormat(_OpenAIFormat):
         return b'","logprobs":null,"finish_reason":null%b}%b' % (self._extra(index), self._tail)
 
     def opening(self, index: int, usage: Usage) -> bytes:
-        if not self._echoes or not self._echoes[index]:
+        # With log-probabilities it waits for those of the prompt.
+        if not self._echoes or not self._echoes[index].text or self._logprobs is not None:
             return b""
-        return self.prefix(index) + self._echoes[index] + self.suffix(index)
+        return self._echo_event(index)
+
+    def with_logprobs(
+        self,
+        index: int,
+        events: bytes,
+        tokens: list[TokenLogprobs],
+        prompt: list[TokenLogprobs] | None,
+    ) -> bytes:
+        if self._logprobs is None:
+            return events
+        echo = self._echoes[index] if self._echoes else None
+        offset = 0 if echo is None else len(echo.text)
+        events = _fill_in(events, self._logprobs.to_json(tokens, offset))
+        if echo is None or prompt is None:
+            return events
+        return (
+            _fill_in(self._echo_event(index), self._logprobs.to_json(echo.tokens(prompt))) + events
+        )
+
+    def _echo_event(self, index: int) -> bytes:
+        return self.prefix(index) + json_escaped(self._echoes[index].text) + self.suffix(index)
 
     def closing(self, answer: Answer) -> bytes:
         return b'%b%b","logprobs":null,%b%b}%b' % (
@@ -283,17 +379,27 @@ class CompletionFormat(_OpenAIFormat):
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         choices = (
-            b'{"index":%d,"text":"%b%b","logprobs":null,%b%b}'
+            b'{"index":%d,"text":"%b%b","logprobs":%b,%b%b}'
             % (
                 answer.index,
-                self._echoes[answer.index] if self._echoes else b"",
+                json_escaped(self._echoes[answer.index].text) if self._echoes else b"",
                 answer.text,
+                self._logprobs_of(answer),
                 answer.end(),
                 self._extra(answer.index, is_event=False),
             )
             for answer in answers
         )
         return self.whole(choices, usage)
+
+    def _logprobs_of(self, answer: Answer) -> bytes:
+        if self._logprobs is None:
+            return NULL
+        if not self._echoes:
+            return self._logprobs.to_json(answer.logprobs)
+        echo = self._echoes[answer.index]
+        own = [one._replace(offset=len(echo.text) + one.offset) for one in answer.logprobs]
+        return self._logprobs.to_json(echo.tokens(answer.prompt_logprobs) + own)
 
 
 class GenerateFormat(_EventStream):
@@ -324,6 +430,11 @@ class GenerateFormat(_EventStream):
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         answer = answers[0]
         return b'{"text":"%b",%b,"usage":%b}' % (answer.text, answer.end(), usage.to_json())
+
+
+def _fill_in(events: bytes, logprobs: bytes) -> bytes:
+    """The events with log-probabilities in the first; no text within can look like the key."""
+    return events.replace(b'"logprobs":null', b'"logprobs":' + logprobs, 1)
 
 
 def json_escaped(text: str) -> bytes:

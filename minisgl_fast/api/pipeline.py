@@ -25,6 +25,7 @@ from typing import Any
 from minisgl_fast.api.body import check_content_type
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.logprobs import NO_LOGPROBS, LogprobOptions, check_num_values
 from minisgl_fast.api.openai_request import Prompt
 from minisgl_fast.api.openai_response import ResponseFormat
 from minisgl_fast.api.sampling_fields import SamplingFields
@@ -42,6 +43,7 @@ from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import Metrics
+from minisgl_fast.wire import Task as EngineTask
 
 log = logging.getLogger("minisgl_fast.api")
 
@@ -74,8 +76,9 @@ class Task:
 
     ``make_format`` gets the encoded prompts and makes what writes the answer. ``max_tokens`` is the
     client's, None if it gave none; then ``default_max_tokens`` holds, cut to what the context
-    leaves (None fills it). ``param`` names the prompt's field. ``output`` makes what takes the text
-    of a choice apart, None where all of it is content; ``extras`` are those that the format writes.
+    leaves (None fills it). ``logprobs_param`` names the field that asked for them; ``kind`` is what
+    the engine does. ``param`` names the prompt's field. ``output`` makes what takes the text of a
+    choice apart, None where all of it is content; ``extras`` are those that the format writes.
     """
 
     route: str
@@ -93,6 +96,9 @@ class Task:
     add_special_tokens: bool = True
     output: Callable[[int], ChatOutput] | None = None
     extras: Extras | None = None
+    logprobs: LogprobOptions = NO_LOGPROBS
+    logprobs_param: str = "logprobs"
+    kind: int = EngineTask.GENERATE
 
 
 class Pipeline:
@@ -285,6 +291,11 @@ class Pipeline:
                 raise RequestError(
                     f"{task.param} must hold token ids in [0, {vocab_size - 1}].", param=task.param
                 )
+        num_values = sum(
+            task.logprobs.num_values(len(prompt), limit)
+            for prompt, limit in zip(prompts, limits, strict=True)
+        )
+        check_num_values(num_values * task.body.num_choices, param=task.logprobs_param)
         session = Session(
             frontend,
             self.metrics,
@@ -305,6 +316,8 @@ class Pipeline:
             task.body.num_choices,
             cache_salt(task.body),
             task.body.priority or 0,
+            task.logprobs,
+            task.kind,
         )
 
     def _cut(self, prompt: list[int], task: Task) -> list[int]:

@@ -19,8 +19,6 @@ _NO_IMAGES = "it serves text alone"
 _SCHEMA = "response_format and structured_outputs say it"
 
 REFUSED: dict[str, Refusal] = {
-    "logprobs": Refusal(_NOT_YET, (False,)),
-    "top_logprobs": Refusal(_NOT_YET, (0,)),
     "prompt_logprobs": Refusal(_NOT_YET),
     "logprob_token_ids": Refusal(_NOT_YET),
     "return_logprob": Refusal(_NOT_YET, (False,)),
@@ -68,6 +66,7 @@ REFUSED: dict[str, Refusal] = {
 # The same for the routes without messages.
 _CHAT_ONLY = "it belongs to /v1/chat/completions"
 REFUSED_OUTSIDE_CHAT: dict[str, Refusal] = {
+    "top_logprobs": Refusal("logprobs says how many are listed", (0,)),
     "tools": Refusal(_CHAT_ONLY, ([],)),
     "tool_choice": Refusal(_CHAT_ONLY, ("none", "auto")),
     "reasoning": Refusal(_CHAT_ONLY),

@@ -20,7 +20,7 @@ import orjson
 from minisgl_fast.api.body import Body
 from minisgl_fast.api.chat_deltas import quoted
 from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter
-from minisgl_fast.api.openai_response import Answer, Usage
+from minisgl_fast.api.openai_response import Answer, NoLogprobs, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import responses_error
@@ -46,7 +46,7 @@ _TEXTS = {
 }
 
 
-class ResponsesFormat:
+class ResponsesFormat(NoLogprobs):
     """The format and the writer (chat_output.py) of one answer."""
 
     content_type = EVENT_STREAM

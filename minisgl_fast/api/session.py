@@ -19,6 +19,12 @@ from dataclasses import dataclass
 
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.logprobs import (
+    NO_LOGPROBS,
+    ChoiceLogprobs,
+    LogprobOptions,
+    TokenLogprobs,
+)
 from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage, json_escaped
 from minisgl_fast.errors import EngineError, MinisglError
 from minisgl_fast.params import SamplingParams, stop_program
@@ -26,7 +32,7 @@ from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
-from minisgl_fast.wire import FinishReason
+from minisgl_fast.wire import FinishReason, Task
 
 _FINISH_REASONS = {
     FinishReason.EOS: "stop",
@@ -40,7 +46,8 @@ _FINISH_REASONS = {
 class Generation:
     """What a session has to generate, checked and encoded.
 
-    ``max_tokens`` holds one limit per prompt; 0 for all of them answers without the engine.
+    ``max_tokens`` holds one limit per prompt; 0 for all of them answers without the engine, unless
+    log-probabilities or embeddings are asked for.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -49,6 +56,12 @@ class Generation:
     n: int
     cache_salt: int = 0
     priority: int = 0
+    logprobs: LogprobOptions = NO_LOGPROBS
+    task: int = Task.GENERATE
+
+    @property
+    def needs_engine(self) -> bool:
+        return any(self.max_tokens) or self.logprobs.is_wanted or self.task != Task.GENERATE
 
 
 class Session(Response):
@@ -75,6 +88,7 @@ class Session(Response):
         self._metrics = metrics
         self._exchange = exchange
         self._form = form
+        self._has_text_events = stream and form.text_event is not None
         self._route = route
         self._received = received
         self._choices: list[Choice] = []
@@ -95,7 +109,7 @@ class Session(Response):
         num_choices = len(generation.prompts) * generation.n
         self._answers = [None] * num_choices
         self._usage.prompt_tokens = sum(map(len, generation.prompts))
-        if not any(generation.max_tokens):
+        if not generation.needs_engine:
             self._answer_without_engine()
             return
         self._frontend.check_room(num_choices)
@@ -115,6 +129,10 @@ class Session(Response):
                 max_tokens=generation.max_tokens[prompt],
                 cache_salt=generation.cache_salt,
                 priority=generation.priority,
+                num_top_logprobs=generation.logprobs.num_top,
+                prompt_logprobs_from=generation.logprobs.prompt_from,
+                logprob_ids=generation.logprobs.ids,
+                task=generation.task,
             )
         self._metrics.num_prompt_tokens += self._usage.prompt_tokens
 
@@ -131,12 +149,14 @@ class Session(Response):
     def parse_text(self, choice: Choice, text: bytes) -> bytes:
         if self._extras is not None:
             self._prepare_extras(self._extras, choice, text)
-            if not self._outputs:
-                form, index = self._form, choice.index
-                return form.prefix(index) + json_escaped(text.decode()) + form.suffix(index)
-        output = self._outputs[choice.index]
-        events = output.feed(text)
-        if self._extras is None:
+        output = self._outputs[choice.index] if self._outputs else None
+        events = self._plain_event(choice, text) if output is None else output.feed(text)
+        if choice.logprobs is not None:
+            if events:  # else the tokens wait for the text that the parser holds back
+                tokens = self._take_logprobs(choice)
+                prompt = choice.logprobs.take_prompt()
+                events = self._form.with_logprobs(choice.index, events, tokens, prompt)
+        elif output is not None and self._extras is None:
             choice.is_parsed = not output.is_plain
             choice.set_lane(*output.lane())
         return events
@@ -155,8 +175,8 @@ class Session(Response):
         self._usage.completion_tokens += choice.num_tokens
         if self._extras is not None:
             self._prepare_extras(self._extras, choice, text)
-            if not self._outputs:
-                text = json_escaped(text.decode())
+        if choice.is_parsed and not self._outputs and not self._has_text_events:
+            text = json_escaped(text.decode())
         answer = Answer(
             choice.index,
             text,
@@ -164,10 +184,20 @@ class Session(Response):
             matched,
             first_time=choice.first_time,
             last_time=choice.last_time,
+            embedding=choice.embedding or (),
         )
         self._answers[choice.index] = answer
         events = self._close_output(choice, answer) if self._outputs else b""
-        return events + self._form.closing(answer) if self.streaming else b""
+        tokens = self._take_logprobs(choice, is_end=True)
+        if not self.streaming:
+            answer.logprobs = tokens
+            answer.prompt_logprobs = choice.logprobs.prompt if choice.logprobs else []
+            return b""
+        events += self._form.closing(answer)
+        if choice.logprobs is None:
+            return events
+        prompt = choice.logprobs.take_prompt()
+        return self._form.with_logprobs(choice.index, events, tokens, prompt)
 
     def complete(self, events: bytes) -> None:
         answers = [answer for answer in self._answers if answer is not None]
@@ -218,6 +248,12 @@ class Session(Response):
         if self._extras is not None:
             choice.is_parsed = True
             choice.keeps_tokens = self._extras.keeps_tokens
+        if self._generation.logprobs.is_wanted:
+            # Its text comes through parse_text, so that each piece gets its tokens.
+            choice.is_parsed = True
+            choice.logprobs = ChoiceLogprobs(
+                self._frontend.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
+            )
         if self._make_output is not None:
             output = self._make_output(index)
             self._outputs.append(output)
@@ -232,6 +268,21 @@ class Session(Response):
             choice.num_cached,
         )
         extras.prepare(choice.index, choice.take_tokens(), usage.to_json(), len(text))
+
+    def _plain_event(self, choice: Choice, text: bytes) -> bytes:
+        """An event of text that nothing takes apart."""
+        if self._form.text_event is not None:
+            return self._form.text_event(text)
+        form, index = self._form, choice.index
+        return form.prefix(index) + json_escaped(text.decode()) + form.suffix(index)
+
+    def _take_logprobs(self, choice: Choice, *, is_end: bool = False) -> list[TokenLogprobs]:
+        """The tokens that the text written now brings out."""
+        if choice.logprobs is None:
+            return []
+        is_cut = choice.stopped_by_string and not choice.include_stop
+        found: ChoiceLogprobs = choice.logprobs
+        return found.take(choice.take_ends(), choice.text.num_taken, is_end=is_end, is_cut=is_cut)
 
     def _close_output(self, choice: Choice, answer: Answer) -> bytes:
         """Finish what takes the text apart; gives its last events and changes the answer."""

@@ -37,6 +37,9 @@ cdef class Choice:
     cdef public int32_t mark_token_2
     cdef readonly int32_t num_at_mark  # tokens up to and with that one; 0 if it has not come
     cdef public bint keeps_tokens     # take_tokens gives its tokens
+    cdef public object logprobs       # its LOGPROBS records go there (api/logprobs.py), or None
+    cdef public object embedding      # its EMBEDDING, None before it is here
+    cdef vector[int64_t] ends
     cdef vector[int32_t] tokens
     cdef string lane_prefix           # for text of a choice that is parsed, as set_lane says
     cdef string lane_suffix

@@ -27,7 +27,7 @@ import logging
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
@@ -103,6 +103,13 @@ cdef class Choice:
         tokens = self.tokens
         self.tokens.clear()
         return tokens
+
+    def take_ends(self):
+        """Of each token since the last call, where there are ``logprobs``: the bytes of text that
+        had come with it, as TextStream.num_taken counts them."""
+        ends = self.ends
+        self.ends.clear()
+        return ends
 
     def set_lane(self, bytes prefix not None, bytes suffix not None, bytes watched not None):
         """For a choice that is parsed: text without these bytes is an event between the two, as
@@ -326,6 +333,10 @@ cdef class Dispatcher:
         self._forget(choice)
         return True
 
+    def find(self, uint32_t rid):
+        """The open choice with this rid, or None."""
+        return self._find(rid)
+
     def choices(self):
         """All open choices."""
         return [<Choice>entry for entry in self.slots if entry != NULL]
@@ -433,6 +444,10 @@ cdef class Dispatcher:
             self.num_generated += 1
             if choice.include_stop or not (reason == EOS or reason == STOP_TOKEN):
                 choice.text.push(token)
+            if choice.logprobs is not None:
+                choice.ends.push_back(
+                    choice.text.num_taken + <int64_t>choice.text.pending.size()
+                )
         if choice.text.matched >= 0:
             if reason == RUNNING:
                 self.send_abort(choice.rid)

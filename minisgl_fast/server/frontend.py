@@ -30,7 +30,15 @@ from minisgl_fast.server.peers import Peers
 from minisgl_fast.server.rate import Rate
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
-from minisgl_fast.wire import FinishReason, FrameKind, pack_add, pack_step
+from minisgl_fast.wire import (
+    FinishReason,
+    FrameKind,
+    Task,
+    pack_add,
+    pack_step,
+    unpack_embedding,
+    unpack_logprobs,
+)
 
 log = logging.getLogger("minisgl_fast.frontend")
 
@@ -61,6 +69,7 @@ class EngineFacts:
     num_pages: int
     page_size: int
     max_running_requests: int
+    hidden_size: int
     dtype: str = ""
     device: str = ""
     grammars: bool = False
@@ -170,8 +179,16 @@ class Frontend:
         max_tokens: int,
         cache_salt: int = 0,
         priority: int = 0,
+        num_top_logprobs: int = -1,
+        prompt_logprobs_from: int = -1,
+        logprob_ids: Sequence[int] = (),
+        task: int = Task.GENERATE,
     ) -> int:
-        """Send one generation to the engine; returns its rid. Lengths were checked before."""
+        """Send one generation to the engine; returns its rid. Lengths were checked before.
+
+        The other arguments are those of the ADD frame (wire.pyx); a choice that asks for
+        log-probabilities has a place for them.
+        """
         rid = self.dispatcher.open_choice(choice)
         payload = pack_add(
             rid,
@@ -181,6 +198,10 @@ class Frontend:
             max_tokens=max_tokens,
             cache_salt=cache_salt,
             priority=priority,
+            num_top_logprobs=num_top_logprobs,
+            prompt_logprobs_from=prompt_logprobs_from,
+            logprob_ids=logprob_ids,
+            task=task,
         )
         self._send(FrameKind.ADD, payload)
         return rid
@@ -220,6 +241,16 @@ class Frontend:
         """Take one frame of the engine."""
         if kind == FrameKind.STEP:
             self._deliver(payload)
+        elif kind == FrameKind.LOGPROBS:
+            for record in unpack_logprobs(payload):
+                asking = self.dispatcher.find(record.rid)
+                if asking is not None and asking.logprobs is not None:
+                    asking.logprobs.add(record)
+        elif kind == FrameKind.EMBEDDING:
+            rid, vector = unpack_embedding(payload)
+            asking = self.dispatcher.find(rid)
+            if asking is not None:
+                asking.embedding = vector
         elif kind == FrameKind.STATS:
             self.stats = orjson.loads(payload)
             self.generation_rate.update(self.stats["generated_tokens"], time.monotonic())

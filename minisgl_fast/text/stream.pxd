@@ -1,6 +1,6 @@
 """C view of the two classes of stream.pyx, for the server's token loop."""
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -36,6 +36,7 @@ cdef class TextStream:
     cdef bint skip_special
     cdef bint include_stop
     cdef readonly bint finished
+    cdef readonly int64_t num_taken  # bytes that left pending, as they came
     cdef readonly int32_t matched  # index of the stop that ended the text, or -1
 
     cdef bint push(self, int32_t token) except -1

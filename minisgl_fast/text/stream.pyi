@@ -29,6 +29,8 @@ class TextStream:
 
     finished: bool
     """A stop string is complete, or ``finish`` was called: further tokens are ignored."""
+    num_taken: int
+    """How many bytes left it, counted as they came: not as U+FFFD."""
     matched: int
     """Index of the stop that ended the text, patterns behind strings, or -1."""
 
@@ -56,6 +58,10 @@ class TextStream:
 
     def finish(self) -> None:
         """No token follows: what was held back becomes ready."""
+
+    @property
+    def num_pushed(self) -> int:
+        """How many bytes came, but for those that a stop cut off. ``num_taken`` counts alike."""
 
     @property
     def stopped(self) -> bool:

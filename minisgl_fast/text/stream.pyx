@@ -124,6 +124,11 @@ cdef class TextStream:
         self.num_held = 0
 
     @property
+    def num_pushed(self):
+        """How many bytes came, but for those that a stop cut off. ``num_taken`` counts alike."""
+        return self.num_taken + <int64_t>self.pending.size()
+
+    @property
     def stopped(self):
         """Whether a stop ended the text; ``matched`` is its index, patterns behind strings."""
         return self.matched >= 0
@@ -215,6 +220,7 @@ cdef class TextStream:
             return
         cdef bint ended = self.finished or self.num_held > 0
         cdef size_t used = _write_text(<const uint8_t *>self.pending.data(), end, ended, out, json)
+        self.num_taken = self.num_taken + <int64_t>used
         if used == self.pending.size():
             self.pending.clear()
         else:

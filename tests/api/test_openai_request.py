@@ -162,8 +162,6 @@ def test_a_temperature_too_small_for_float32_is_greedy():
 
 
 REFUSED = [
-    ("logprobs", True),
-    ("top_logprobs", 5),
     ("prompt_logprobs", 1),
     ("functions", [{"name": "f"}]),
     ("response_format", {"type": "json_object"}),
@@ -295,10 +293,6 @@ ON = {"enable_thinking": True, "thinking": True}
 def test_effort_becomes_variables_of_the_template(fields, expected):
     request, _ = parse_chat(json.dumps({"messages": USER, **fields}).encode())
     assert request.template_kwargs == expected
-
-
-def test_logprobs_of_completions_are_refused_even_where_zero_asks_for_them():
-    assert refused(parse_completion, {"prompt": "Hi", "logprobs": 0}).param == "logprobs"
 
 
 @pytest.mark.parametrize(

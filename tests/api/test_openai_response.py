@@ -9,6 +9,7 @@ from minisgl_fast.api.openai_response import (
     Answer,
     ChatFormat,
     CompletionFormat,
+    Echo,
     GenerateFormat,
     Head,
     Usage,
@@ -82,7 +83,7 @@ def test_an_end_without_text_is_one_chunk():
 
 
 def test_completion_chunks_carry_the_reason_on_the_last_text():
-    form = CompletionFormat(Head("x", "m"), [b"", b"Echo"])
+    form = CompletionFormat(Head("x", "m"), [Echo(""), Echo("Echo")])
     assert form.opening(0, USAGE) == b""
     chunks = events(
         form.opening(1, USAGE) + form.prefix(1) + b"Hi" + form.suffix(1) + form.closing(ANSWER)
