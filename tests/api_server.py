@@ -19,6 +19,7 @@ from minisgl_fast.config import Config
 from minisgl_fast.server.access import Access
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http import HttpServer
+from minisgl_fast.server.http_rules import HttpLimits
 from minisgl_fast.server.tls import server_context
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
@@ -113,7 +114,8 @@ def _run(config, tokenizer, template, engine, ready):
     frontend = Frontend(config, tokenizer, template, DEFAULTS)
     api = Api(config, frontend)
     access = Access.load(config)
-    http = HttpServer(access.guard(api), admit=access.admit)
+    limits = HttpLimits(max_body=config.max_body)
+    http = HttpServer(access.guard(api), limits, admit=access.admit)
     tls = server_context(config.ssl_certfile, config.ssl_keyfile) if config.ssl_certfile else None
     running = threading.Event()
     stopping = asyncio.Event()
