@@ -23,8 +23,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
+from minisgl_fast.bench.connection import Connection, fault
 from minisgl_fast.bench.datasets import Sample
 from minisgl_fast.bench.endpoint import Endpoint
 from minisgl_fast.bench.reader import ProtocolError, ResponseReader
@@ -67,6 +67,7 @@ class Load:
     max_concurrency: int | None = None
     timeout_s: float = 600.0
     think_time_s: float = 0.0
+    credit: memoryview | None = None  # 8 bytes that count the events read, for who wants to know
 
 
 @dataclass(slots=True)
@@ -106,6 +107,7 @@ class Client:
         self.is_interrupted = False
         self.clock = clock
         self.endpoint = endpoint
+        self.credit = load.credit
         self._load = load
         self._limit = load.max_concurrency or sys.maxsize
         self._jobs: Iterator[Job] = iter(())
@@ -295,7 +297,7 @@ class Client:
         """A whole response has come; ``connection`` is free again, unless it is None."""
         if connection is not None:
             self._idle.append(connection)
-        kind, message = _fault(reader, self.endpoint.api)
+        kind, message = fault(reader, self.endpoint.api)
         if kind:
             self._end(job, kind, message)
             return
@@ -367,97 +369,6 @@ class Client:
             task.cancel()
         for connection in list(self._connections):
             connection.abort()
-
-
-class Connection(asyncio.Protocol):
-    """One connection, and the request on it if there is one."""
-
-    __slots__ = ("_client", "_clock", "_reader", "_transport", "_was_used", "job")
-
-    def __init__(self, client: Client) -> None:
-        self.job: Job | None = None
-        self._client = client
-        self._clock = client.clock
-        self._reader = ResponseReader(client.endpoint.reader_api)
-        self._was_used = False
-        self._transport: asyncio.Transport
-
-    @property
-    def num_events(self) -> int:
-        """Events with text of the request that is under way."""
-        return self._reader.num_events if self.job is not None else 0
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def send(self, job: Job) -> None:
-        """Send a request; the connection must be idle."""
-        if self._transport.is_closing():
-            self._client.failed(job, "connect", "closed as soon as it was opened")
-            return
-        self.job = job
-        self._reader.begin(job.start_s, job.sample.next_turn is not None)
-        self._transport.write(job.data)
-
-    def give_up(self, kind: str, message: str) -> None:
-        """End the request, if there is one, and the connection."""
-        self._transport.abort()
-        job, self.job = self.job, None
-        if job is not None:
-            self._client.failed(job, kind, message)
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
-        self._client.opened(self)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            if self._reader.feed(data, self._clock()):
-                self._answered()
-        except ProtocolError as error:
-            self.give_up("protocol", str(error))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._client.closed(self, self._reader.num_reads)
-        if self.job is None:
-            return
-        if self._reader.feed_eof(self._clock()):
-            self._answered()
-            return
-        job, self.job = self.job, None
-        if self._was_used and self._reader.num_bytes == 0 and not job.is_resent:
-            self._client.resend(job)
-        else:
-            after = f"after {self._reader.num_events} events"
-            self._client.failed(job, "cut", f"{error or 'closed by the server'} {after}")
-
-    def _answered(self) -> None:
-        job, self.job = self.job, None
-        assert job is not None
-        self._was_used = True
-        reusable = self._reader.keep_alive and not self._transport.is_closing()
-        if not reusable:
-            self._transport.close()
-        self._client.answered(job, self._reader, self if reusable else None)
-
-
-def _fault(reader: ResponseReader, api: str) -> tuple[str, str]:
-    """(kind, message) of a response that is whole but no good answer; ("", "") if it is good."""
-    said = reader.error.decode("utf-8", "replace")
-    if reader.status != 200:
-        return f"HTTP {reader.status}", said
-    if said:
-        return ("stream error" if reader.num_bytes and said.startswith("{") else "no stream"), said
-    if api != "generate" and not reader.done:
-        return "cut", f"the stream ended without [DONE], after {reader.num_events} events"
-    if reader.num_events == 0:
-        return "empty", "no event with text"
-    return "", ""
 
 
 def _popped(jobs: deque[Job]) -> Iterator[Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,6 +124,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--save-detailed", action="store_true", help="put every request into the JSON"
     )
+    # For an engine that must not run ahead of its reader (docs/benchmarks.md), so not in the help.
+    output.add_argument("--credit-file", type=Path, help=argparse.SUPPRESS)
     output.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -171,6 +174,7 @@ class Workload:
         self._options = options
         self._counter = TextCounter(options.tokenizer)
         self._vocabulary = self._make_vocabulary()
+        self._credit = None if options.credit_file is None else _mapped(options.credit_file)
         self._lengths = Lengths(options.input_len, options.output_len or 128, options.range_ratio)
 
     def _make_vocabulary(self) -> Vocabulary:
@@ -206,7 +210,12 @@ class Workload:
             times = arrival_times(num_prompts, options.request_rate, options.burstiness, ramp, seed)
             samples = zip(self.samples(seed), times, strict=False)
         return Load(
-            samples, num_prompts, options.max_concurrency, options.timeout, options.think_time
+            samples,
+            num_prompts,
+            options.max_concurrency,
+            options.timeout,
+            options.think_time,
+            self._credit,
         )
 
     def warm_up(self) -> Load | None:
@@ -218,7 +227,7 @@ class Workload:
         samples = itertools.islice(self.samples(options.seed + WARM_UP_SEED), num)
         limit = min(num, options.max_concurrency or num)
         untimed = ((sample, 0.0) for sample in samples)
-        return Load(untimed, num, limit, options.timeout)
+        return Load(untimed, num, limit, options.timeout, credit=self._credit)
 
     def samples(self, seed: int) -> Iterator[Sample]:
         """The samples of the data set, in their order."""
@@ -239,6 +248,15 @@ class Workload:
         replay = TRACES[options.dataset]
         scales = (options.time_scale, options.length_scale)
         return replay(options.dataset_path, vocabulary, seed, *scales)
+
+
+def _mapped(path: Path) -> memoryview:
+    """The uint64 that a file of eight bytes holds."""
+    try:
+        with path.open("r+b") as file:
+            return memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a file of eight bytes") from error
 
 
 # Types of options

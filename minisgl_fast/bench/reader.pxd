@@ -1,3 +1,4 @@
+from libc.stdint cimport uint64_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -26,6 +27,7 @@ cdef class ResponseReader:
         string _usage
         string _error
         string _text
+        uint64_t[::1] _credit  # counts events for somebody else; may be None
 
     cdef int _feed(self, const char *data, size_t size, double now) except -1
     cdef size_t _take_frame(self, const char *data, size_t size, size_t limit) except? 0

@@ -27,7 +27,9 @@ class ResponseReader:
     first_s: float
     last_s: float
 
-    def __init__(self, api: int) -> None: ...
+    def __init__(self, api: int, credit: memoryview | None = None) -> None:
+        """``credit``: one uint64 (format Q) to count events with text in, too."""
+
     def begin(self, now: float, keep_text: bool = False) -> None:
         """A request is sent now; forgets the last response."""
 

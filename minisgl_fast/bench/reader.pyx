@@ -78,8 +78,9 @@ class _Head:
 
 cdef class ResponseReader:
 
-    def __init__(self, int api):
+    def __init__(self, int api, credit=None):
         self._api = api
+        self._credit = credit
         self._state = IDLE
         self.keep_alive = True
 
@@ -309,6 +310,8 @@ cdef class ResponseReader:
                 self.gaps_s.push_back(<float>(now - self.last_s))
             self.last_s = now
             self.num_events += 1
+            if self._credit is not None:
+                self._credit[0] += 1
         self._event_has_data = self._event_has_text = False
         return 0
 
