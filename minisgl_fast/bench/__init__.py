@@ -6,6 +6,7 @@
     client, reader                 the event loop and the response parser
     results, samples               what was measured, in bounded memory
     report, charts, page           table, JSON and HTML
+    tools                          fronts of the scripts that measure the engine and the kernels
 
 Rules: no torch, no numpy; nothing here is imported by the server.
 """

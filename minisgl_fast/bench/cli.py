@@ -23,6 +23,7 @@ from minisgl_fast.bench.options import Workload, add_options, check, make_endpoi
 from minisgl_fast.bench.page import make_page
 from minisgl_fast.bench.report import make_report, make_table
 from minisgl_fast.bench.results import Results
+from minisgl_fast.bench.tools import SCRIPTS, run_tool
 from minisgl_fast.errors import ConfigError
 
 EXIT_FAILED = 1  # nothing was completed
@@ -31,7 +32,8 @@ GC_THRESHOLD = 50_000
 
 DESCRIPTION = """Load a server that speaks OpenAI's API, and measure what its users would see.
 `bench compare A.json B.json` sets results side by side, `bench sweep` walks rates or
-concurrencies; each has its own --help."""
+concurrencies, `bench offline` and `bench latency` measure the engine without a server, `bench
+kernels` the CUDA kernels; each has its own --help."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         return _compare(arguments[1:])
     if command == "sweep":
         return _sweep(arguments[1:])
+    if command in SCRIPTS:
+        return run_tool(command, arguments[1:])
     parser = argparse.ArgumentParser("minisgl-fast bench", description=DESCRIPTION)
     add_options(parser)
     options = parser.parse_args(arguments)

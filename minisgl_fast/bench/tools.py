@@ -1,0 +1,53 @@
+"""``bench offline``, ``bench latency`` and ``bench kernels``: fronts of the scripts in ``tools/``.
+
+An installed package carries that folder as ``minisgl_fast.tools``; a checkout has it beside the
+package. They need torch, and ``kernels`` a GPU; nothing else of the load tester does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minisgl_fast.errors import ConfigError
+
+SCRIPTS = {
+    "offline": "bench_offline.py",
+    "latency": "bench_latency.py",
+    "kernels": "bench_kernels.py",
+}
+
+
+def tools_folder() -> Path:
+    """Where the scripts are. ConfigError if this installation has none."""
+    spec = importlib.util.find_spec("minisgl_fast.tools")
+    folders = [Path(path) for path in spec.submodule_search_locations or ()] if spec else []
+    folders.append(Path(__file__).parents[2] / "tools")
+    for folder in folders:
+        if (folder / SCRIPTS["offline"]).is_file():
+            return folder
+    raise ConfigError("this installation lacks the scripts of tools/")
+
+
+def run_tool(name: str, arguments: Sequence[str]) -> int:
+    """Run a script as ``python tools/SCRIPT ARGUMENTS`` would; its exit code."""
+    script = tools_folder() / SCRIPTS[name]
+    argv, path = sys.argv, sys.path
+    sys.argv = [f"minisgl-fast bench {name}", *arguments]
+    sys.path = [str(script.parent), *path]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        if end.code is None:
+            return 0
+        return end.code if isinstance(end.code, int) else 1
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "cupy"):
+            raise
+        raise ConfigError(f"bench {name} needs {error.name}, which is not installed") from error
+    finally:
+        sys.argv, sys.path = argv, path
+    return 0

@@ -1,0 +1,61 @@
+"""``bench offline`` and its like: the scripts of tools/, run from the command line."""
+
+import sys
+
+import pytest
+
+from minisgl_fast.bench import tools
+from minisgl_fast.bench.cli import main
+from minisgl_fast.bench.tools import SCRIPTS, run_tool, tools_folder
+from minisgl_fast.errors import ConfigError
+
+
+def test_every_script_is_there():
+    assert all((tools_folder() / script).is_file() for script in SCRIPTS.values())
+
+
+def test_a_script_is_told_its_options_and_finds_its_neighbours(capsys):
+    assert main(["latency", "--help"]) == 0  # it imports bench_offline, which lies beside it
+    said = capsys.readouterr().out
+    assert "bench_latency.py" in said and "--dummy-weight" in said
+
+
+def test_a_usage_error_has_its_exit_code(capsys):
+    assert main(["offline"]) == 2
+    assert "--model" in capsys.readouterr().err
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    def write(text):
+        (tmp_path / SCRIPTS["offline"]).write_text(text)
+        monkeypatch.setattr(tools, "tools_folder", lambda: tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [("", 0), ("raise SystemExit", 0), ("raise SystemExit(3)", 3), ("raise SystemExit('no')", 1)],
+)
+def test_exit_codes_are_the_scripts(script, text, code):
+    script(text)
+    argv, path = sys.argv, sys.path
+    assert run_tool("offline", []) == code
+    assert (sys.argv, sys.path) == (argv, path)
+
+
+def test_what_is_not_installed_is_named(script):
+    script("raise ModuleNotFoundError('No module', name='torch')")
+    with pytest.raises(ConfigError, match="bench offline needs torch"):
+        run_tool("offline", [])
+    script("import no_such_module_of_ours")
+    with pytest.raises(ModuleNotFoundError):
+        run_tool("offline", [])
+
+
+def test_an_installation_without_them_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(tools, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="lacks the scripts"):
+        tools_folder()
