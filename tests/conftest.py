@@ -8,6 +8,8 @@ import pytest
 from tiny_folder import make_tiny_model
 
 pytest_plugins = ["api_server"]
+# These have an environment of their own: make test-clients.
+collect_ignore = ["clients"]
 
 
 @pytest.fixture(scope="session")
