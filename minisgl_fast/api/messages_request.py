@@ -121,7 +121,8 @@ def chat_fields(request: CountRequest) -> Body:
             "top_k": request.top_k,
             "top_p": request.top_p,
         }
-    if request.messages[-1].role == "assistant":
+    last = fields["messages"][-1]
+    if last["role"] == "assistant" and "tool_calls" not in last:
         fields |= {"continue_final_message": True, "add_generation_prompt": False}
     if request.tools:
         fields["tools"] = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(request.tools)]

@@ -215,6 +215,13 @@ def test_a_conversation_with_tools_reaches_the_template(server, client, tokenize
     assert prompt.endswith("<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_a_last_message_of_the_assistant_is_continued(server, client, tokenizer):
+    begun = [*MESSAGES, {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]
+    message = client.messages.create(model=MODEL, max_tokens=100, messages=begun)
+    assert prompt_of(server, tokenizer).endswith("</think>\n\nIt is")
+    assert message.content[0].text.endswith(ANSWER)
+
+
 def test_thinking_can_be_turned_off_and_tools_hidden(server, client, tokenizer):
     client.messages.create(**ASK, thinking={"type": "disabled"}, tools=TOOLS)
     assert prompt_of(server, tokenizer).endswith("<think>\n\n</think>\n\n")

@@ -48,7 +48,7 @@ def reply(prompt):
     message, _, _ = turn.partition("<|im_end|>")
     if "<tool_response>" in message:
         return "It is done."
-    told = re.search(r"<<(.*?)>>", message, re.DOTALL)
+    told = re.search(r"<<(.*)>>", message, re.DOTALL)
     if told:
         return told[1]
     for pattern, text in REPLIES:

@@ -39,7 +39,11 @@ def test_anthropic(smollm2):
 
 def test_ollama(smollm2):
     client = ollama.Client(host=smollm2)
-    fields = {"model": MODEL, "messages": QUESTION, "options": {"temperature": 0, "num_predict": 24}}
+    fields = {
+        "model": MODEL,
+        "messages": QUESTION,
+        "options": {"temperature": 0, "num_predict": 24},
+    }
     whole = client.chat(**fields).message.content
     assert "Paris" in whole
     assert "".join(part.message.content for part in client.chat(**fields, stream=True)) == whole

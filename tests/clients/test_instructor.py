@@ -1,0 +1,60 @@
+"""instructor: models out of a server's answers, by tools and by structured output."""
+
+import instructor
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+JOKE = [{"role": "user", "content": "Tell me a joke about cats."}]
+PERSON = [{"role": "user", "content": "Ann is 34 years old. Who is it?"}]
+
+
+class Joke(BaseModel):
+    setup: str
+    punchline: str
+
+
+class Person(BaseModel):
+    name: str = Field(max_length=20)
+    age: int = Field(ge=0, le=150)
+
+
+def patched(url, mode):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    return instructor.from_openai(client, mode=mode)
+
+
+@pytest.mark.parametrize(
+    "mode", [instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA, instructor.Mode.MD_JSON]
+)
+def test_a_model_is_read_from_json(binding, scripted, mode):
+    joke = patched(scripted, mode).chat.completions.create(
+        model="scripted", messages=JOKE, response_model=Joke, max_retries=0
+    )
+    assert joke.punchline == "To watch the mouse."
+
+
+@pytest.mark.parametrize("mode", [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA])
+def test_a_small_model_is_bound_to_the_schema(binding, smollm2, mode):
+    person = patched(smollm2, mode).chat.completions.create(
+        model="smollm2",
+        messages=PERSON,
+        response_model=Person,
+        max_retries=0,
+        temperature=0,
+        max_tokens=200,
+    )
+    assert isinstance(person, Person)
+
+
+def test_a_model_comes_piece_by_piece(binding, smollm2):
+    parts = patched(smollm2, instructor.Mode.JSON_SCHEMA).chat.completions.create_partial(
+        model="smollm2",
+        messages=PERSON,
+        response_model=Person,
+        max_retries=0,
+        temperature=0,
+        max_tokens=200,
+    )
+    *_, last = parts
+    assert Person.model_validate(last.model_dump())
