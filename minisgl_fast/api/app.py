@@ -18,6 +18,7 @@ from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.responses import Responses
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.api.sampling_params import sampling_params
+from minisgl_fast.api.scoring import Scoring
 from minisgl_fast.api.server_info import ServerInfo
 from minisgl_fast.api.text_tools import TextTools
 from minisgl_fast.config import Config
@@ -49,6 +50,7 @@ class Api:
             Responses(pipeline, self.chat),
             Messages(pipeline, self.chat),
             Ollama(pipeline, self.chat),
+            Scoring(pipeline),
             Native(pipeline),
             Info(pipeline, self.metrics),
             ServerInfo(pipeline),

@@ -249,11 +249,11 @@ def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     """The checked request and its prompts, one or more."""
     plain = _PLAIN_COMPLETION.read(body)
     if plain is not None and plain.prompt is not None:
-        return plain, _prompts(plain.prompt)
+        return plain, read_prompts(plain.prompt, param="prompt")
     request, fields = parse_body(body, CompletionRequest)
     check_refused(fields, is_chat=False)
     check_common(request)
-    prompts = _prompts(request.prompt)
+    prompts = read_prompts(request.prompt, param="prompt")
     _check_best_of(request)
     _check_num_top("logprobs", request.logprobs or 0)
     if request.max_tokens == 0 and not request.echo:
@@ -310,21 +310,21 @@ def _check_messages(messages: Sequence[Message]) -> None:
                     raise RequestError(f"Missing required field: {where}.", param=where)
 
 
-def _prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
-    """A string, several strings, token ids, or several lists of token ids."""
+def read_prompts(prompt: str | list[str | int | list[int]], *, param: str) -> list[Prompt]:
+    """A string, several strings, token ids, or several lists of token ids; ``param`` names it."""
     if isinstance(prompt, str):
         return [prompt]
     kinds = set(map(type, prompt))
     if len(kinds) != 1:
         raise RequestError(
-            "prompt must be a string, a list of strings, a list of token ids, "
+            f"{param} must be a string, a list of strings, a list of token ids, "
             "or a list of lists of token ids, and not empty.",
-            param="prompt",
+            param=param,
         )
     if kinds == {int}:
         return [prompt]  # type: ignore[list-item]
     if len(prompt) > MAX_PROMPTS:
         raise RequestError(
-            f"prompt must hold at most {MAX_PROMPTS} prompts, got {len(prompt)}.", param="prompt"
+            f"{param} must hold at most {MAX_PROMPTS} prompts, got {len(prompt)}.", param=param
         )
     return prompt  # type: ignore[return-value]

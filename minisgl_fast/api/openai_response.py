@@ -155,6 +155,31 @@ class NoLogprobs:
         return events
 
 
+class WholeAnswer(NoLogprobs):
+    """A format of answers that are never streamed: only ``body`` is left to write."""
+
+    text_event: Callable[[bytes], bytes] | None = None
+    content_type = b""
+
+    def prefix(self, index: int) -> bytes:
+        return b""
+
+    def suffix(self, index: int) -> bytes:
+        return b""
+
+    def opening(self, index: int, usage: Usage) -> bytes:
+        return b""
+
+    def closing(self, answer: Answer) -> bytes:
+        return b""
+
+    def ending(self, usage: Usage) -> bytes:
+        return b""
+
+    def failure(self, error: MinisglError, request_id: str) -> bytes:
+        return b""
+
+
 class _EventStream(NoLogprobs):
     """A stream of SSE events that ends with [DONE]."""
 
