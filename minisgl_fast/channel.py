@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import struct
 from collections.abc import Callable, Iterable
 
 from minisgl_fast.errors import EngineError
@@ -18,33 +19,49 @@ from minisgl_fast.wire import FRAME_HEADER_BYTES, frame
 # The longest real frame is an ADD at 4 bytes a prompt token: room for 64 million tokens.
 MAX_FRAME_BYTES = 1 << 28
 RECEIVE_BYTES = 1 << 20
+_HEADER = struct.Struct("<IB")
 
 
 class FrameReader:
     """Cuts a byte stream into frames."""
 
-    __slots__ = ("_buffer",)
+    __slots__ = ("_unfinished",)
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._unfinished = bytearray()  # the first part of a frame
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """The (kind, payload) of every frame that ``data`` completes."""
-        buffer = self._buffer
-        buffer += data
+        unfinished = self._unfinished
+        if unfinished:
+            unfinished += data
+            if not _is_whole(unfinished):
+                return []
+            data = bytes(unfinished)
+            unfinished.clear()
         frames = []
         start = 0
-        while len(buffer) - start >= FRAME_HEADER_BYTES:
-            length = int.from_bytes(buffer[start : start + 4], "little")
+        size = len(data)
+        while size - start >= FRAME_HEADER_BYTES:
+            length, kind = _HEADER.unpack_from(data, start)
             if not 0 < length <= MAX_FRAME_BYTES:
                 raise EngineError(f"A frame of {length} bytes arrived: the channel is out of step.")
             end = start + 4 + length
-            if len(buffer) < end:
+            if size < end:
                 break
-            frames.append((buffer[start + 4], bytes(buffer[start + FRAME_HEADER_BYTES : end])))
+            frames.append((kind, data[start + FRAME_HEADER_BYTES : end]))
             start = end
-        del buffer[:start]
+        if start < size:
+            unfinished += data[start:]
         return frames
+
+
+def _is_whole(data: bytearray) -> bool:
+    """Whether there is a frame in it, or something that cannot become one."""
+    if len(data) < FRAME_HEADER_BYTES:
+        return False
+    length = _HEADER.unpack_from(data)[0]
+    return len(data) >= 4 + length or not 0 < length <= MAX_FRAME_BYTES
 
 
 class EngineChannel:

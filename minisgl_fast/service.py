@@ -44,6 +44,8 @@ OPEN_WHILE_DRAINING = ("/health", "/ready", "/metrics")
 LISTEN_BACKLOG = 2048
 DRAIN_POLL_S = 0.02
 EXIT_ENGINE = 3
+# Looking a member up and comparing with it takes longer than all else that a frame needs here.
+FATAL, PROGRESS = int(FrameKind.FATAL), int(FrameKind.PROGRESS)
 
 TextParts = tuple[Tokenizer, ChatTemplate, GenerationConfig | None]
 
@@ -157,11 +159,11 @@ class Service:
             self._channel.close()
 
     def _on_frame(self, kind: int, payload: bytes) -> None:
-        if kind == FrameKind.FATAL:
+        if kind == FATAL:
             report = json.loads(payload)
             self.fail(report["message"], report["exit_code"])
             return
-        if kind == FrameKind.PROGRESS and self._on_progress is not None:
+        if kind == PROGRESS and self._on_progress is not None:
             report = json.loads(payload)
             self._on_progress(report["stage"], report["done"], report["total"])
         if self.frontend is not None:

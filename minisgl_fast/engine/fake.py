@@ -149,6 +149,7 @@ class FakeEngine:
         self._lanes: list[Lane] = []
         self._tick_s = 0.0
         self._credit: mmap.mmap | None = None
+        self._credit_before = 0  # what it said when the engine was last idle
         self._next_tick = 0.0
         self._last_step = 0.0
         self._last_stats = 0.0
@@ -193,6 +194,8 @@ class FakeEngine:
             if not self._lanes:
                 return
             busy = [lane for lane in self._lanes if len(lane)]
+            if not busy and self._credit is not None:
+                self._credit_before = int.from_bytes(self._credit[:8], "little")
             now = time.perf_counter()
             if now - self._last_stats >= STATS_INTERVAL_S or not busy:
                 self._last_stats = now
@@ -212,8 +215,7 @@ class FakeEngine:
     def _step_where_read(self, busy: list[Lane], now: float) -> None:
         """The next step for every frontend that has read its last one."""
         if self._credit is not None and now < self._last_step + LONGEST_WAIT_S:
-            behind = sum(lane.num_tokens for lane in busy)
-            behind -= int.from_bytes(self._credit[:8], "little")
+            behind = sum(lane.num_tokens for lane in busy) - self._num_read()
             if behind > MAX_TOKENS_BEHIND * sum(map(len, busy)):
                 time.sleep(0)
                 return
@@ -226,6 +228,14 @@ class FakeEngine:
             _, writable, _ = select.select(sockets, [lane.channel for lane in busy], [])
             if writable:  # a frame so small that the buffer has room for another
                 time.sleep(0)
+
+    def _num_read(self) -> int:
+        """How many tokens clients have read by the credit file since the engine was idle."""
+        assert self._credit is not None
+        credit = int.from_bytes(self._credit[:8], "little")
+        if credit < self._credit_before:  # the client has begun to count anew
+            self._credit_before = 0
+        return credit - self._credit_before
 
     def _send_stats(self) -> None:
         running = sum(map(len, self._lanes))

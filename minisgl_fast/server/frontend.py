@@ -52,6 +52,8 @@ INTER_TOKEN_BUCKETS = (
     0.08, 0.1, 0.2, 0.4, 0.8, 2.0, 8.0,
 )  # fmt: skip
 
+STEP = int(FrameKind.STEP)  # a member takes long to look up and to compare with
+
 
 class Channel(Protocol):
     """What the frontend needs of channel.FrontendChannel."""
@@ -239,7 +241,7 @@ class Frontend:
 
     def on_frame(self, kind: int, payload: bytes) -> None:
         """Take one frame of the engine."""
-        if kind == FrameKind.STEP:
+        if kind == STEP:
             self._deliver(payload)
         elif kind == FrameKind.LOGPROBS:
             for record in unpack_logprobs(payload):
