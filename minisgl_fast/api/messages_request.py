@@ -9,11 +9,11 @@ Anthropic itself. ``cache_control``, ``metadata`` and ``service_tier`` ask for n
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from minisgl_fast.api.body import Body
+from minisgl_fast.api.body import Body, doc
 from minisgl_fast.errors import RequestError
 
 MIN_THINKING_BUDGET = 1024
@@ -71,23 +71,47 @@ class OutputConfig(msgspec.Struct):
 class CountRequest(msgspec.Struct, kw_only=True):
     """The body of ``/v1/messages/count_tokens``."""
 
-    model: str
-    messages: list[Turn]
-    system: str | list[Block] | None = None
-    tools: list[ToolDefinition] | None = None
-    tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
-    output_config: OutputConfig | None = None
-    output_format: OutputFormat | None = None
+    model: Annotated[str, doc("The served model's name, or `default`.")]
+    messages: Annotated[
+        list[Turn],
+        doc(
+            "Blocks of text, thinking, tool_use and tool_result. "
+            "A last message of the assistant is continued."
+        ),
+    ]
+    system: Annotated[
+        str | list[Block] | None, doc("A system message: a text, or text blocks.")
+    ] = None
+    tools: Annotated[
+        list[ToolDefinition] | None, doc("Tools with an input_schema; Anthropic's own are refused.")
+    ] = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        doc("auto, any, tool or none; `disable_parallel_tool_use`: one call at most."),
+    ] = None
+    thinking: Annotated[
+        Thinking | None,
+        doc(
+            "Turns the reasoning on or off where the template can; "
+            "the budget is checked, and no limit."
+        ),
+    ] = None
+    output_config: Annotated[
+        OutputConfig | None,
+        doc("`effort`, as `reasoning_effort` of a chat; `format`: a json_schema."),
+    ] = None
+    output_format: Annotated[OutputFormat | None, doc("The same as `output_config.format`.")] = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):
-    max_tokens: int
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    max_tokens: Annotated[
+        int, doc("Most tokens to generate; what the context leaves, if that is less.")
+    ]
+    stop_sequences: Annotated[list[str] | None, doc("Texts that end the answer.")] = None
+    stream: Annotated[bool | None, doc("Send events as they come.")] = None
+    temperature: Annotated[float | None, doc("0 always takes the likeliest token.")] = None
+    top_k: Annotated[int | None, doc("Sample from so many of the likeliest.")] = None
+    top_p: Annotated[float | None, doc("Sample from the likeliest tokens of this mass.")] = None
 
 
 def check_messages(request: CountRequest, fields: Body) -> None:

@@ -29,6 +29,7 @@ from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
 CHAT = "/api/chat"
+NDJSON = "application/x-ndjson"
 GENERATE = "/api/generate"
 # The Ollama whose API this is; clients ask before they use what newer ones have.
 API_VERSION = "0.12.0"
@@ -52,9 +53,19 @@ class Ollama:
     @property
     def routes(self) -> Routes:
         return {
-            ("POST", CHAT): Route(self.chat, "Answer a chat (Ollama)", OllamaChatRequest),
+            ("POST", CHAT): Route(
+                self.chat,
+                "Answer a chat (Ollama)",
+                OllamaChatRequest,
+                streams=True,
+                stream_type=NDJSON,
+            ),
             ("POST", GENERATE): Route(
-                self.generate, "Complete a prompt (Ollama)", OllamaGenerateRequest
+                self.generate,
+                "Complete a prompt (Ollama)",
+                OllamaGenerateRequest,
+                streams=True,
+                stream_type=NDJSON,
             ),
             ("GET", "/api/tags"): Route(self.tags, "List the served model (Ollama)"),
             ("GET", "/api/ps"): Route(self.running, "List the loaded model (Ollama)"),

@@ -9,11 +9,11 @@ want one: each result belongs to the first call of its tool that has none yet.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from minisgl_fast.api.body import Body
+from minisgl_fast.api.body import Body, doc
 from minisgl_fast.errors import RequestError
 
 # Options of samplers that are not there, with the values that turn them off.
@@ -49,13 +49,23 @@ class Options(msgspec.Struct):
 class OllamaFields(msgspec.Struct, kw_only=True):
     """What chat and generate share."""
 
-    model: str | None = None
-    stream: bool | None = None
-    format: str | dict[str, Any] | None = None
-    options: Options | None = None
-    think: bool | str | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    model: Annotated[str | None, doc("The served model's name, maybe with `:latest`.")] = None
+    stream: Annotated[bool | None, doc("Send JSON lines as they come (default true).")] = None
+    format: Annotated[str | dict[str, Any] | None, doc("`json`, or a JSON schema.")] = None
+    options: Annotated[
+        Options | None,
+        doc(
+            "num_predict, temperature, top_p, top_k, min_p, seed, stop, repeat_penalty, "
+            "presence_penalty, frequency_penalty. Those about loading ask for nothing, "
+            "other samplers are refused."
+        ),
+    ] = None
+    think: Annotated[
+        bool | str | None,
+        doc("Turns the reasoning on or off where the template can, or says how much."),
+    ] = None
+    logprobs: Annotated[bool | None, doc("Refused when true.")] = None
+    top_logprobs: Annotated[int | None, doc("Refused when not 0.")] = None
 
 
 class CalledFunction(msgspec.Struct):
@@ -77,18 +87,23 @@ class OllamaMessage(msgspec.Struct):
 
 
 class OllamaChatRequest(OllamaFields, kw_only=True):
-    messages: list[OllamaMessage] | None = None
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[
+        list[OllamaMessage] | None, doc("As in a chat, with `thinking` and `tool_name`; no images.")
+    ] = None
+    tools: Annotated[list[dict[str, Any]] | None, doc("Functions, as in a chat.")] = None
 
 
 class OllamaGenerateRequest(OllamaFields, kw_only=True):
-    prompt: str | None = None
-    system: str | None = None
-    raw: bool | None = None
-    suffix: str | None = None
-    template: str | None = None
-    images: list[Any] | None = None
-    context: list[int] | None = None
+    prompt: Annotated[
+        str | None,
+        doc("A text for the template, as a user's message. None: the model is loaded already."),
+    ] = None
+    system: Annotated[str | None, doc("A system message before it.")] = None
+    raw: Annotated[bool | None, doc("The prompt goes to the model without the template.")] = None
+    suffix: Annotated[str | None, doc("Refused.")] = None
+    template: Annotated[str | None, doc("Refused.")] = None
+    images: Annotated[list[Any] | None, doc("Refused.")] = None
+    context: Annotated[list[int] | None, doc("Refused: nothing is kept.")] = None
 
 
 def chat_fields(request: OllamaChatRequest) -> Body:

@@ -23,7 +23,6 @@ from minisgl_fast.server.http_rules import HttpRequest
 
 OPENAPI = "/openapi.json"
 _REFERENCE = "#/components/schemas/{name}"
-_EVENTS = "text/event-stream"
 # The variable that stands for what a path ends in.
 _ENDINGS = {"/v1/models/*": "model"}
 
@@ -87,7 +86,7 @@ def _operation(
     answer = {} if route.answer is None else {"schema": schema_of[route.answer]}
     content = {route.media_type: answer}
     if route.streams:
-        content[_EVENTS] = {"schema": {"type": "string"}}
+        content[route.stream_type] = {"schema": {"type": "string"}}
     error = {"application/json": {"schema": schema_of[_error_shape(path)]}}
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()}{re.sub('[^a-zA-Z0-9]+', '_', path).rstrip('_')}",

@@ -9,11 +9,11 @@ of tools that are not there ask for nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from minisgl_fast.api.body import Body
+from minisgl_fast.api.body import Body, doc
 from minisgl_fast.errors import RequestError
 
 # By name, with what asks for nothing.
@@ -79,34 +79,51 @@ class ReasoningConfig(msgspec.Struct):
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True):
-    model: str | None = None
-    input: str | list[Item]
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextConfig | None = None
-    reasoning: ReasoningConfig | None = None
-    stream: bool | None = None
-    store: bool | None = None
-    include: list[str] | None = None
-    previous_response_id: str | None = None
-    truncation: str | None = None
-    metadata: dict[str, Any] | None = None
-    user: str | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
+    model: Annotated[str | None, doc("The served model's name, or `default`.")] = None
+    input: Annotated[
+        str | list[Item],
+        doc(
+            "A user's text, or items: messages of text, function_call, "
+            "function_call_output, reasoning."
+        ),
+    ]
+    instructions: Annotated[str | None, doc("A system message before the input.")] = None
+    max_output_tokens: Annotated[
+        int | None,
+        doc("Most tokens to generate, reasoning included (default: what the context leaves)."),
+    ] = None
+    temperature: Annotated[float | None, doc("0 always takes the likeliest token.")] = None
+    top_p: Annotated[float | None, doc("Sample from the likeliest tokens of this mass.")] = None
+    tools: Annotated[list[Tool] | None, doc("Functions; other types are refused.")] = None
+    tool_choice: Annotated[
+        str | dict[str, Any] | None,
+        doc("`none`, `auto`, `required`, a function, or `allowed_tools`."),
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, doc("False: one call at most.")] = None
+    text: Annotated[TextConfig | None, doc("`format`: text, json_object or json_schema.")] = None
+    reasoning: Annotated[
+        ReasoningConfig | None, doc("`effort`, as `reasoning_effort` of a chat.")
+    ] = None
+    stream: Annotated[bool | None, doc("Send events as they come.")] = None
+    store: Annotated[bool | None, doc("Nothing is stored: the answer says false.")] = None
+    include: Annotated[
+        list[str] | None,
+        doc("Names of what to add; log-probabilities are refused, reasoning is there in any case."),
+    ] = None
+    previous_response_id: Annotated[str | None, doc("Refused: nothing is stored.")] = None
+    truncation: Annotated[str | None, doc("`disabled`; auto is refused.")] = None
+    metadata: Annotated[dict[str, Any] | None, doc("Comes back as it is.")] = None
+    user: Annotated[str | None, doc("Comes back as it is.")] = None
+    top_k: Annotated[int | None, doc("As in a chat.")] = None
+    min_p: Annotated[float | None, doc("As in a chat.")] = None
+    seed: Annotated[int | None, doc("As in a chat.")] = None
+    stop: Annotated[str | list[str] | None, doc("As in a chat.")] = None
+    presence_penalty: Annotated[float | None, doc("As in a chat.")] = None
+    frequency_penalty: Annotated[float | None, doc("As in a chat.")] = None
+    repetition_penalty: Annotated[float | None, doc("As in a chat.")] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, doc("As in a chat.")] = None
+    cache_salt: Annotated[str | None, doc("As in a chat.")] = None
+    priority: Annotated[int | None, doc("As in a chat.")] = None
 
 
 def chat_fields(request: ResponsesRequest, given: Body) -> Body:
