@@ -323,6 +323,7 @@ class Session(Response):
 
     def _release(self) -> None:
         """Break the reference cycles, so that no garbage collection is needed."""
+        self.forget()
         self._exchange.on_disconnect = None
         self._exchange.on_resume = None
         self._choices = []

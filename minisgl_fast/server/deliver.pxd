@@ -73,6 +73,7 @@ cdef class Response:
 
     cdef int _write_ready(self) except -1
     cdef bint _compose(self, Outbox outbox) noexcept
+    cdef int _hand_over(self, bytes rest) except -1
     cdef int _flush(self) except -1
     cdef int _open(self) except -1
     cdef int _write_choice(self, Choice choice) except -1

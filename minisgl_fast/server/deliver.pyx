@@ -212,6 +212,21 @@ cdef class Response:
         outbox.end(self.descriptor, <void *>self)
         return True
 
+    cdef int _hand_over(self, bytes rest) except -1:
+        """Give the transport what the socket has not taken."""
+        self.is_direct = False
+        try:
+            self.exchange.write_rest(rest)
+        except Exception:
+            log.exception("an answer could not be written")
+            self.fail(EngineError("The answer could not be written."))
+        return 0
+
+    def forget(self):
+        """Nothing more will be written: unchain what waits, which would be a cycle."""
+        while self._take_dirty() is not None:
+            pass
+
     cdef int _flush(self) except -1:
         """Write what is ready through the exchange."""
         cdef Choice choice
@@ -394,8 +409,7 @@ cdef class Dispatcher:
         for i in range(outbox.chunks.size()):
             if outbox.chunks[i].num_sent < outbox.chunks[i].size:
                 response = <Response>outbox.chunks[i].owner
-                response.is_direct = False
-                response.exchange.write_rest(outbox.rest(i))
+                response._hand_over(outbox.rest(i))
         outbox.clear()
         for i in range(others.size()):
             response = <Response>others[i]

@@ -1,11 +1,13 @@
 """Streams whose chunks go straight to their sockets: exact bytes whatever the sockets take."""
 
 import contextlib
+import gc
 import json
 import random
 import re
 import socket
 import ssl
+import weakref
 
 import pytest
 from fake_engine import eventually
@@ -323,3 +325,26 @@ def test_every_byte_of_slow_and_quick_readers_is_right(server, tokenizer):
         deltas = [c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"]]
         assert "".join(deltas) == expected
         sock.close()
+
+
+def test_a_client_that_leaves_while_it_is_paused_leaves_no_garbage(server, tokenizer):
+    server.engine.script = lambda request: tokenizer.encode(" word")
+    server.engine.hold = True
+    sock = open_stream(server, 3000)
+    eventually(lambda: server.engine.running)
+    (connection,) = server.http.connections
+    theirs = connection._transport.get_extra_info("socket")
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+    (choice,) = server.call(server.frontend.dispatcher.choices)
+    response = weakref.ref(choice.response)
+    del connection, choice
+    server.engine.hold = False
+    eventually(lambda: any(exchange.paused for exchange in server.http.exchanges()))
+    server.engine.hold = True
+    gc.disable()
+    try:
+        sock.close()
+        eventually(lambda: not server.http.connections)
+        eventually(lambda: response() is None)
+    finally:
+        gc.enable()
