@@ -182,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="how long SIGTERM lets streams finish (default: %(default)g)",
     )
+    server.add_argument(
+        "--incremental-streaming-output",
+        "--stream-output",
+        action="store_true",
+        help="events of /generate hold what is new, not all from the beginning",
+    )
     _add_access(parser)
     # For measuring the frontend (docs/benchmarks.md), so not in the help.
     parser.add_argument("--fake-engine", action="store_true", help=argparse.SUPPRESS)

@@ -78,6 +78,7 @@ class Config:
     fake_engine: bool = False
     tick_us: int = 0
     credit_file: str | None = None
+    incremental_streaming_output: bool = False
     # access
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     api_key_file: str | None = None

@@ -43,6 +43,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "credit_file": (["--credit-file", "f"], "f"),
     "stream_interval": (["--stream-interval", "4"], 4),
     "drain_timeout_s": (["--drain-timeout", "1.5"], 1.5),
+    "incremental_streaming_output": (["--incremental-streaming-output"], True),
     "api_keys": (["--api-key", "a", "--api-key", "b"], ("a", "b")),
     "api_key_file": (["--api-key-file", "keys"], "keys"),
     "admin_api_key": (["--admin-api-key", "a"], "a"),

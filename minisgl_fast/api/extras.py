@@ -14,10 +14,14 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import orjson
 
 from minisgl_fast.api.sampling_fields import SamplingFields
+
+if TYPE_CHECKING:
+    from minisgl_fast.api.openai_response import Usage
 
 PADDED_TO = 32  # bytes: the text and padding of an event together are a multiple
 _LETTERS = string.ascii_letters + string.digits
@@ -70,12 +74,13 @@ class Extras:
             streams=bool(body.stream),
         )
 
-    def prepare(self, index: int, tokens: list[int], usage: bytes, num_bytes: int) -> None:
-        """The next events are of this choice, whose ``tokens`` came with ``num_bytes`` of text."""
+    def prepare(self, index: int, tokens: list[int], usage: Usage, text: bytes) -> None:
+        """The next events are of this choice, whose ``tokens`` came with this text; ``usage`` is
+        the choice's own."""
         if self.keeps_tokens:
             self._tokens.setdefault(index, []).extend(tokens)
-        self._usage_now = usage if self._usage else b""
-        self._num_padding = -num_bytes % PADDED_TO
+        self._usage_now = usage.to_json() if self._usage else b""
+        self._num_padding = -len(text) % PADDED_TO
 
     def choice_keys(self, index: int, *, with_prompt: bool, is_event: bool) -> bytes:
         """Keys of a choice, each after a comma; ``with_prompt`` its prompt's ids, once.

@@ -33,11 +33,13 @@ class LogprobOptions:
     prompt_from  first prompt position whose log-probability is wanted (that of position 0 does not
                  exist and never comes); -1: none
     ids          further token ids, whose log-probabilities come at each of these positions
+    keeps_cut    tokens of which a stop string left nothing come all the same
     """
 
     num_top: int = -1
     prompt_from: int = -1
     ids: tuple[int, ...] = ()
+    keeps_cut: bool = False
 
     @property
     def is_wanted(self) -> bool:

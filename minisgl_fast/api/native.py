@@ -1,12 +1,22 @@
-"""The native route ``/generate``."""
+"""The native route ``/generate``: SGLang's form, and Mini-SGLang's with a ``prompt``."""
 
 from __future__ import annotations
 
-from minisgl_fast.api.openai_request import (
-    DEFAULT_COMPLETION_TOKENS,
-    GenerateRequest,
-    parse_generate,
+from collections.abc import Sequence
+
+import msgspec
+
+from minisgl_fast.api.batch import Batch
+from minisgl_fast.api.body import parse_json
+from minisgl_fast.api.native_format import NativeFormat
+from minisgl_fast.api.native_logprobs import PROMPT_ALONE
+from minisgl_fast.api.native_request import (
+    DEFAULT_NEW_TOKENS,
+    NativePrompt,
+    NativeRequest,
+    parse_native,
 )
+from minisgl_fast.api.openai_request import DEFAULT_COMPLETION_TOKENS, parse_generate
 from minisgl_fast.api.openai_response import GenerateFormat
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
@@ -24,16 +34,29 @@ class Native:
 
     @property
     def routes(self) -> Routes:
-        return {
-            ("POST", GENERATE): Route(
-                self.generate, "Generate text behind a prompt", GenerateRequest, streams=True
-            )
-        }
+        route = Route(
+            self.generate, "Generate text behind one or more prompts", NativeRequest, streams=True
+        )
+        return {("POST", GENERATE): route, ("PUT", GENERATE): route}
 
     def generate(self, request: HttpRequest, exchange: Exchange) -> None:
+        received = self._pipeline.admit(request)
+        fields = parse_json(request.body)
+        if "prompt" in fields and not {"text", "input_ids"} & fields.keys():
+            self._generate_simply(request, exchange, received)
+            return
+        vocab_size = self._pipeline.frontend.check_ready().vocab_size
+        body, prompts, is_batch = parse_native(fields, vocab_size)
+        if is_batch:
+            self._generate_batch(request, exchange, body, prompts, received)
+            return
+        (prompt,) = prompts
+        form = self._format(prompt.rid or request.request_id, prompt, body, received)
+        self._pipeline.start(_task(request, exchange, body, prompt, form, received))
+
+    def _generate_simply(self, request: HttpRequest, exchange: Exchange, received: float) -> None:
         """Mini-SGLang's form: a prompt in, plain text out, streamed unless told otherwise."""
         pipeline = self._pipeline
-        received = pipeline.admit(request)
         body = parse_generate(request.body)
         params = pipeline.params(body, body.max_tokens)
         pipeline.start(
@@ -51,3 +74,97 @@ class Native:
                 stream=body.stream is not False,
             )
         )
+
+    def _generate_batch(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        body: NativeRequest,
+        prompts: Sequence[NativePrompt],
+        received: float,
+    ) -> None:
+        pipeline = self._pipeline
+        n = prompts[0].asked.fields.num_choices
+        pipeline.frontend.check_room(len(prompts) * n)
+        limit = pipeline.frontend.check_ready().max_model_len
+        for prompt in prompts:
+            if isinstance(prompt.prompt, str):
+                pipeline.tokenizer.check_fits(prompt.prompt, limit, param=prompt.param)
+
+        def start(encoded: list[list[int]]) -> None:
+            batch = Batch(exchange, len(prompts))
+            sessions = []
+            for i, (prompt, part) in enumerate(zip(prompts, batch.parts, strict=True)):
+                rid = prompt.rid or f"{request.request_id}_{i}"
+                part.names = (rid, body.rid if isinstance(body.rid, str) else None)
+                form = self._format(rid, prompt, body, received, first=i * n, is_part=True)
+                task = _task(request, part, body, prompt, form, received)
+                sessions.append(pipeline.session(task, [encoded[i]]))
+            pipeline.frontend.check_room(len(prompts) * n)
+            batch.start(sessions)
+
+        exchange.names = [body.rid] if isinstance(body.rid, str) else body.rid or ()
+        pipeline.encode(
+            request, exchange, [one.prompt for one in prompts], start, add_special_tokens=True
+        )
+
+    def _format(
+        self,
+        rid: str,
+        prompt: NativePrompt,
+        body: NativeRequest,
+        received: float,
+        *,
+        first: int = 0,
+        is_part: bool = False,
+    ) -> NativeFormat:
+        return NativeFormat(
+            rid,
+            prompt.logprobs,
+            self._pipeline.tokenizer,
+            n=prompt.asked.fields.num_choices,
+            streams=bool(body.stream),
+            incremental=self._pipeline.config.incremental_streaming_output and bool(body.stream),
+            received=received,
+            first=first,
+            is_part=is_part,
+        )
+
+
+def _task(
+    request: HttpRequest,
+    exchange: Exchange,
+    body: NativeRequest,
+    prompt: NativePrompt,
+    form: NativeFormat,
+    received: float,
+) -> Task:
+    asked = prompt.asked
+    fields = asked.fields
+    if prompt.rid is not None:
+        fields = msgspec.structs.replace(fields, rid=prompt.rid)
+    options = prompt.logprobs.options
+    if asked.max_tokens == 0 and not options.is_wanted:
+        options = PROMPT_ALONE
+
+    def make_format(prompts: list[list[int]]) -> NativeFormat:
+        prompt.logprobs.check_start(len(prompts[0]))
+        return form
+
+    return Task(
+        route=GENERATE,
+        request=request,
+        exchange=exchange,
+        body=fields,
+        prompts=[prompt.prompt],
+        params=asked.params,
+        make_format=make_format,
+        max_tokens=asked.max_tokens,
+        default_max_tokens=max(DEFAULT_NEW_TOKENS, asked.params.min_tokens),
+        received=received,
+        stream=bool(body.stream),
+        param=prompt.param,
+        extras=form,
+        logprobs=options,
+        logprobs_param="top_logprobs_num",
+    )

@@ -163,7 +163,7 @@ class Pipeline:
 
     def start(self, task: Task) -> None:
         """Encode the prompts, here if they are short, and run the session."""
-        task.exchange.context = task.body.rid or task.body.request_id
+        task.exchange.names = (task.body.rid, task.body.request_id)
         limit = self.frontend.check_ready().max_model_len
         for prompt in task.prompts:
             if isinstance(prompt, str) and task.body.truncate_prompt_tokens is None:
@@ -337,4 +337,4 @@ def _is_called(exchange: Exchange, name: str | None) -> bool:
     answer to it. None is every request's."""
     own = exchange.request.request_id
     answers = (prefix + own for prefix in ("chatcmpl-", "cmpl-", "msg_", "resp_"))
-    return name is None or name in (own, exchange.context, *answers)
+    return name is None or name in (own, *answers, *exchange.names)

@@ -18,7 +18,7 @@ from minisgl_fast.text.tokenizer import Tokenizer
 # Below this a temperature is greedy: logits divided by it would leave the range of float32.
 LOWEST_TEMPERATURE = 1e-5
 
-_IDENTIFIER = re.compile("[!-~]{1,128}")
+IDENTIFIER = re.compile("[!-~]{1,128}")
 
 
 def sampling_params(
@@ -82,7 +82,7 @@ def check_common(request: SamplingFields) -> None:
         )
     for name in ("rid", "request_id"):
         text = getattr(request, name)
-        if text is not None and not _IDENTIFIER.fullmatch(text):
+        if text is not None and not IDENTIFIER.fullmatch(text):
             raise RequestError(
                 f"{name} must have 1 to 128 printable ASCII characters and no blanks.", param=name
             )

@@ -267,7 +267,7 @@ class Session(Response):
             choice.num_tokens,
             choice.num_cached,
         )
-        extras.prepare(choice.index, choice.take_tokens(), usage.to_json(), len(text))
+        extras.prepare(choice.index, choice.take_tokens(), usage, text)
 
     def _plain_event(self, choice: Choice, text: bytes) -> bytes:
         """An event of text that nothing takes apart."""
@@ -280,7 +280,9 @@ class Session(Response):
         """The tokens that the text written now brings out."""
         if choice.logprobs is None:
             return []
-        is_cut = choice.stopped_by_string and not choice.include_stop
+        is_cut = choice.stopped_by_string and not (
+            choice.include_stop or self._generation.logprobs.keeps_cut
+        )
         found: ChoiceLogprobs = choice.logprobs
         return found.take(choice.take_ends(), choice.text.num_taken, is_end=is_end, is_cut=is_cut)
 

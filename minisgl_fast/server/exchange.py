@@ -48,7 +48,7 @@ class Exchange:
                    before the answer is complete; the exchange is closed by then
     on_resume      called when ``paused`` went back to False
     request        the request answered; set ``request.body`` to b"" once it is parsed
-    context        free for the handler (pipeline.py: the client's own name for the request)
+    names          what the client calls the request in its body, for a handler that aborts it
     status         the status that was answered, 0 before
     """
 
@@ -59,7 +59,7 @@ class Exchange:
         "_keep_alive",
         "_state",
         "_unsent_head",
-        "context",
+        "names",
         "on_disconnect",
         "on_resume",
         "paused",
@@ -78,7 +78,7 @@ class Exchange:
         self.on_disconnect: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
         self.paused = False
-        self.context: object = None
+        self.names: Sequence[str | None] = ()
         self.status = 0
 
     @property

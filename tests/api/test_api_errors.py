@@ -111,7 +111,7 @@ TABLE = [
     ),
     (COMPLETIONS, {"prompt": [5], "suffix": "x"}, 400, "suffix", "invalid_value", "suffix"),
     (COMPLETIONS, {"prompt": "Hi", "n": 129}, 400, "n", "invalid_value", "[1, 128]"),
-    ("/generate", {"max_tokens": 5}, 400, "prompt", "invalid_value", "prompt"),
+    ("/generate", {"max_tokens": 5}, 400, "text", "invalid_value", "input_ids"),
     ("/nowhere", {}, 404, None, "not_found", "/nowhere"),
 ]
 
