@@ -1,0 +1,174 @@
+"""Starts the servers that bench_front.py measures, pins them, and reads what they cost."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TOKENIZER = HERE.parents[1] / "tests" / "data" / "qwen3-tokenizer"
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+START_TIMEOUT_S = 120.0
+OURS = "minisgl_fast"
+PEERS = ("floor", "fastapi-vllm", "fastapi-sglang")
+
+
+@dataclass
+class Server:
+    """A running server; ``credit`` is the file in which a client counts what it has read."""
+
+    name: str
+    port: int
+    pid: int
+    credit: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def cpu_s(self) -> Cpu:
+        return cpu_of(self.pid)
+
+    def rss_kb(self) -> int:
+        """Resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+
+@dataclass
+class Cpu:
+    """Seconds of CPU of all threads: in all by the scheduler's clock, user and system by ticks."""
+
+    total: float
+    user: float
+    system: float
+
+    def since(self, before: Cpu) -> Cpu:
+        """The difference; user and system share the exact total as the ticks say."""
+        total = self.total - before.total
+        user, system = self.user - before.user, self.system - before.system
+        share = user / (user + system) if user + system else 0.0
+        return Cpu(total, total * share, total * (1 - share))
+
+
+def cpu_of(pid: int) -> Cpu:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    total = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = int(fields[11]) / TICKS_PER_SECOND, int(fields[12]) / TICKS_PER_SECOND
+    return Cpu(total / 1e9, *ticks)
+
+
+def available_peers() -> list[str]:
+    """Those that this machine can run."""
+    found = ["floor"] if shutil.which("gcc") else []
+    if all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
+        found += ["fastapi-vllm", "fastapi-sglang"]
+    return found
+
+
+def compiled(name: str, folder: Path) -> Path:
+    """The program of a C file beside this one."""
+    program = folder / name
+    if not program.exists():
+        source = HERE / f"{name}.c"
+        subprocess.run(["gcc", "-O2", "-o", str(program), str(source)], check=True)
+    return program
+
+
+@contextmanager
+def started(
+    name: str, folder: Path, server_cpu: int, client_cpu: int, tick_us: int, paced: bool = True
+) -> Iterator[Server]:
+    """A server on its core. ``paced``: it never runs far ahead of the count in the credit file."""
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        credit, port_file = Path(own) / "credit", Path(own) / "port"
+        credit.write_bytes(bytes(8))
+        credit_name = str(credit) if paced else "-"
+        if name == OURS:
+            with _ours(folder, server_cpu, client_cpu, tick_us, credit_name) as (port, pid):
+                yield Server(name, port, pid, credit)
+            return
+        if name == "floor":
+            command = [str(compiled("floor", folder)), str(port_file), str(server_cpu)]
+            command += [str(tick_us), credit_name, "1"]
+        else:
+            command = [sys.executable, str(HERE / "fastapi_app.py"), name.partition("-")[2]]
+            command += [str(port_file), str(server_cpu), str(tick_us)]
+        process = subprocess.Popen(command)
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not (port_file.exists() and port_file.read_text().endswith("\n")):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"{name} did not start")
+                time.sleep(0.02)
+            time.sleep(0.5)
+            yield Server(name, int(port_file.read_text()), process.pid, credit)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _ours(
+    folder: Path, server_cpu: int, client_cpu: int, tick_us: int, credit: str
+) -> Iterator[tuple[int, int]]:
+    """``minisgl-fast --fake-engine`` with Qwen3's tokenizer; its engine on the client's core."""
+    model = folder / "qwen3"
+    if not model.exists():
+        model.mkdir()
+        text = gzip.decompress((TOKENIZER / "tokenizer.json.gz").read_bytes())
+        (model / "tokenizer.json").write_bytes(text)
+        shutil.copy(TOKENIZER / "tokenizer_config.json", model)
+    command = [sys.executable, "-m", "minisgl_fast", "--fake-engine", "--model", str(model)]
+    command += ["--served-model-name", "fake", "--port", "0", "--tick-us", str(tick_us)]
+    if credit != "-":
+        command += ["--credit-file", credit]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        port = 0
+        for line in process.stdout:
+            if "ready to serve on" in line:
+                port = int(line.rpartition(":")[2])
+                break
+        if not port:
+            raise RuntimeError("minisgl-fast --fake-engine did not start")
+        _wait_until_quiet(process.pid)
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {server_cpu})
+        for task in Path(f"/proc/{process.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                os.sched_setaffinity(int(child), {client_cpu})
+        yield port, process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_quiet(pid: int) -> None:
+    """Until it has checked fastokens, in a thread, and does nothing any more."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    before = cpu_of(pid).total
+    while time.monotonic() < deadline:
+        time.sleep(1.0)
+        now = cpu_of(pid).total
+        if now - before < 0.02:
+            return
+        before = now
