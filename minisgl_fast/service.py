@@ -43,6 +43,7 @@ from minisgl_fast.wire import FrameKind
 OPEN_WHILE_DRAINING = ("/health", "/ready", "/metrics")
 LISTEN_BACKLOG = 2048
 DRAIN_POLL_S = 0.02
+GC_THRESHOLD = 50_000
 EXIT_ENGINE = 3
 # Looking a member up and comparing with it takes longer than all else that a frame needs here.
 FATAL, PROGRESS = int(FrameKind.FATAL), int(FrameKind.PROGRESS)
@@ -176,6 +177,8 @@ class Service:
         if self.frontend is not None and self.frontend.state == "ready":
             gc.collect()
             gc.freeze()
+            # Requests leave no cycles: what is young and alive need not be looked at so often.
+            gc.set_threshold(GC_THRESHOLD)
             self._on_ready()
 
     def _answer_loading(self, request: HttpRequest, exchange: Exchange) -> None:

@@ -54,6 +54,15 @@ def frame(int kind, bytes payload not None):
     return (len(payload) + 1).to_bytes(4, "little") + bytes((kind,)) + payload
 
 
+_NO_INTS = array("i")
+_NO_FLOATS = array("f")
+
+
+cdef inline c_array _ints(values):
+    """The ids of a sequence, or the keys of a dict; most requests have none."""
+    return array("i", values) if values else _NO_INTS
+
+
 def pack_add(
     uint32_t rid, params, prompt, *, uint64_t seed, int32_t max_tokens,
     uint64_t cache_salt=0, int32_t priority=0, int16_t num_top_logprobs=-1,
@@ -67,14 +76,14 @@ def pack_add(
     """
     cdef AddHeader header
     cdef c_array prompt_ids = array("i", prompt)
-    cdef c_array stop_ids = array("i", params.stop_token_ids)
+    cdef c_array stop_ids = _ints(params.stop_token_ids)
     banned = params.banned_token_ids
     bias = {**params.logit_bias, **dict.fromkeys(banned, float("-inf"))} if banned else (
         params.logit_bias
     )
-    cdef c_array bias_ids = array("i", bias.keys())
-    cdef c_array bias_values = array("f", bias.values())
-    cdef c_array ids = array("i", logprob_ids)
+    cdef c_array bias_ids = _ints(bias)
+    cdef c_array bias_values = array("f", bias.values()) if bias else _NO_FLOATS
+    cdef c_array ids = _ints(logprob_ids)
     header.rid = rid
     header.flags = IGNORE_EOS if params.ignore_eos else 0
     header.seed = seed
@@ -98,9 +107,11 @@ def pack_add(
     header.num_top_logprobs = num_top_logprobs
     header.task = task
     header.unused = 0
+    head = PyBytes_FromStringAndSize(<char *>&header, sizeof(AddHeader))
+    if not (header.num_stop_ids or header.num_bias or header.num_logprob_ids or grammar):
+        return head + prompt_ids.tobytes()
     return b"".join((
-        PyBytes_FromStringAndSize(<char *>&header, sizeof(AddHeader)),
-        prompt_ids.tobytes(), stop_ids.tobytes(), bias_ids.tobytes(), bias_values.tobytes(),
+        head, prompt_ids.tobytes(), stop_ids.tobytes(), bias_ids.tobytes(), bias_values.tobytes(),
         ids.tobytes(), grammar,
     ))
 

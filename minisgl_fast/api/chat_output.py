@@ -310,8 +310,14 @@ class ChatOutputs:
                 stream_reasoning=body.stream_reasoning is not False,
             )
 
+        first = parser()
+        if form.has_plain and first is None:
+            return None
+        unused = [first or PlainParser()]
+
         def make(index: int) -> ChatOutput:
-            return ChatOutput(form.writer(index), parser() or PlainParser(), rules, form.has_plain)
+            made = unused.pop() if unused else parser() or PlainParser()
+            return ChatOutput(form.writer(index), made, rules, form.has_plain)
 
         rules = OutputRules(
             reasoning=separate
@@ -321,4 +327,4 @@ class ChatOutputs:
             short_ids=self._formats.tools == "mistral",
             end_tokens=self._end_tokens if body.offered_tools else self._end_tokens[:1],
         )
-        return None if form.has_plain and parser() is None else make
+        return make

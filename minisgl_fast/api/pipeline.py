@@ -279,7 +279,8 @@ class Pipeline:
         """What a task becomes once its prompts are encoded; errors are those of lengths and ids."""
         frontend = self.frontend
         vocab_size = frontend.check_ready().vocab_size
-        prompts = [self._cut(prompt, task) for prompt in prompts]
+        if task.body.truncate_prompt_tokens is not None:
+            prompts = [self._cut(prompt, task) for prompt in prompts]
         limits = []
         for given, prompt in zip(task.prompts, prompts, strict=True):
             # Lengths first: a prompt that is too long is not read to its end.
@@ -291,11 +292,12 @@ class Pipeline:
                 raise RequestError(
                     f"{task.param} must hold token ids in [0, {vocab_size - 1}].", param=task.param
                 )
-        num_values = sum(
-            task.logprobs.num_values(len(prompt), limit)
-            for prompt, limit in zip(prompts, limits, strict=True)
-        )
-        check_num_values(num_values * task.body.num_choices, param=task.logprobs_param)
+        if task.logprobs is not NO_LOGPROBS:
+            num_values = sum(
+                task.logprobs.num_values(len(prompt), limit)
+                for prompt, limit in zip(prompts, limits, strict=True)
+            )
+            check_num_values(num_values * task.body.num_choices, param=task.logprobs_param)
         session = Session(
             frontend,
             self.metrics,

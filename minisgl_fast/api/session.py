@@ -12,6 +12,7 @@ that ended it; when the client goes, every open choice is aborted at once.
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
 from minisgl_fast.wire import FinishReason, Task
 
+# Of requests that give no seed. It is no secret, and a system call for each would be slow.
+_seeds = random.Random(secrets.randbits(256))
 _FINISH_REASONS = {
     FinishReason.EOS: "stop",
     FinishReason.STOP_TOKEN: "stop",
@@ -118,7 +121,7 @@ class Session(Response):
         self._exchange.on_resume = self.write_ready
         seed = generation.params.seed
         if seed is None:
-            seed = secrets.randbits(64)
+            seed = _seeds.getrandbits(64)
         for choice in self._choices:
             prompt, k = divmod(choice.index, generation.n)
             self._frontend.submit(
@@ -236,12 +239,13 @@ class Session(Response):
             params.min_tokens,
             stop_program(params.stop_regex),
         )
+        writes_events = self.streaming and self._extras is None
         choice = Choice(
             self,
             index,
             text,
-            self._form.prefix(index) if self._extras is None else b"",
-            self._form.suffix(index) if self._extras is None else b"",
+            self._form.prefix(index) if writes_events else b"",
+            self._form.suffix(index) if writes_events else b"",
             params.include_stop_str_in_output,
             self._received,
         )

@@ -256,8 +256,16 @@ class HttpConnection(asyncio.Protocol):
         self._refusal = server.refusal(request)
         if self._refusal is None and request.content_length > server.limits.max_body:  # rule 5
             raise body_too_large(server.limits)
-        if request.content_length == 0:
+        length = request.content_length
+        if length == 0:
             self._dispatch(b"")
+        elif (  # as most requests come
+            length == len(self._input)
+            and self._refusal is None
+            and server.num_buffered_body_bytes <= server.limits.max_buffered_bodies
+        ):
+            body, self._input = self._input, b""
+            self._dispatch(body)
         else:
             self._start_body(request)
         return True
