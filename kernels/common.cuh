@@ -86,6 +86,33 @@ __device__ __forceinline__ float warp_max(float x) {
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// 1 / rms of a row of bf16, in all threads of a block of BLOCK (each calls it once a kernel). The
+// product of a normed row is that of the row times this: products come first, and who takes them
+// scales. size: a multiple of 8.
+template <int BLOCK>
+__device__ __forceinline__ float inverse_rms(const bf16* row, int size, float eps) {
+    __shared__ float partial[BLOCK / 32];
+    float sum = 0.0f;
+    for (int i = threadIdx.x * 8; i < size; i += BLOCK * 8) {
+        const uint4 v = *(const uint4*)(row + i);
+        const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            sum += bf16_low(pairs[j]) * bf16_low(pairs[j]) + bf16_high(pairs[j]) * bf16_high(pairs[j]);
+    }
+    sum = warp_sum(sum);
+    if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = sum;
+    __syncthreads();
+    sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < BLOCK / 32; warp++) sum += partial[warp];
+    return rsqrtf(sum / size + eps);
+}
+
+__device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float scale) {
+    return pack_bf16(bf16_low(pair) * scale, bf16_high(pair) * scale);
+}
+
 // ---------------------------------------------------------------------------------------------
 // The KV page: kv[page][kv_head][K|V][half][row in page][128 bytes]
 //

@@ -3,8 +3,8 @@ gemm_small: out = x W^T for a handful of rows of x, with what surrounds such a p
 
 x [num_rows][K], W [N][K], out [num_rows][N], bf16, float accumulators; num_rows <= 8 * N_TILES.
 Optional, by arguments:
-    norm_weight  x is first normed: RMSNorm over K, rounded as in rms_norm.cu
-    bias         added to the float sum before it is rounded
+    normed       the product of x / rms(x): the float sum is scaled (a norm's weight is part of W)
+    bias         added to the scaled float sum before it is rounded
     residual     out = round(product) + residual, rounded; may be out itself
     gated        W is gate rows, then up rows; out [num_rows][N / 2] = silu(gate) * up, rounded as in
                  silu_mul.cu
@@ -30,7 +30,7 @@ of neighbours of out), or a gate row and its up row (so that a lane owns both).
 Launch: grid CLUSTER * (clusters), block 32 * warps, dynamic shared memory as cuda_gemm.py's
 _launch_shape has it; warps >= ROW_TILES * N_TILES, with N_TILES 4 and a cluster a part of that. K a
 multiple of 64 and at least CLUSTER * 64; N a multiple of 8, of 16 if gated; N * K below 2^32.
--D ROW_TILES (1, 2), N_TILES (1, 2; 4, which has no norm), CLUSTER (1, 2, 4, 8; before sm_90 only 1).
+-D ROW_TILES (1, 2), N_TILES (1, 2, 4), CLUSTER (1, 2, 4, 8; before sm_90 only 1).
 Programmatic dependent launch is allowed.
 */
 #include "common.cuh"  // defines: bf16 helpers, mma_bf16, cp_async_*, warp_*, pdl_*
@@ -38,10 +38,10 @@ Programmatic dependent launch is allowed.
 constexpr int STEP_K = 64;
 constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
 constexpr int QUADS = ROW_TILES * N_TILES * 32;          // float4 sums of a tile: one lane's D
+constexpr int ROWS = N_TILES * 8;                        // slots for rows of x
 constexpr int MAX_WARPS = 10;
-// Hopper: bounds by which ptxas stays at 80 to 96 registers without spills, so that blocks of the
-// next kernel fit beside.
-constexpr int MAX_THREADS = N_TILES == 2 ? 384 : 320;
+// Hopper: bounds by which there are no spills and blocks of the next kernel fit beside.
+constexpr int MAX_THREADS = N_TILES == 2 ? 256 : 320;
 constexpr int MIN_BLOCKS = __CUDA_ARCH__ == 900 && N_TILES < 4 ? 2 : 1;
 
 struct Arguments {
@@ -50,8 +50,7 @@ struct Arguments {
     const bf16* weight;
     const bf16* bias;
     const bf16* residual;
-    const bf16* norm_weight;
-    int num_rows, n, k, gated, stages, early;
+    int num_rows, n, k, normed, gated, stages, early;
     float eps;
 };
 
@@ -81,9 +80,13 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Rounded after the scaling and after the weight.
-__device__ __forceinline__ uint32_t norm_pair(uint32_t x, float scale, uint32_t weight) {
-    return mul_bf16x2(weight, pack_bf16(bf16_low(x) * scale, bf16_high(x) * scale));
+__device__ __forceinline__ float squares_of(uint4 v) {
+    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        sum += bf16_low(pairs[i]) * bf16_low(pairs[i]) + bf16_high(pairs[i]) * bf16_high(pairs[i]);
+    return sum;
 }
 
 __device__ __forceinline__ float4 add4(float4 a, float4 b) {
@@ -159,11 +162,12 @@ __device__ __forceinline__ void run(const Arguments& a) {
     const int ring_bytes = a.stages * STEP_BYTES;
     uint8_t* const ring = shared + warp * ring_bytes;
     uint8_t* const x_rows = shared + num_warps * ring_bytes;  // [step][half][row][t] 16 bytes
-    uint8_t* const norm_row = x_rows + a.num_rows * slice_steps * (STEP_K * 2);
-    uint8_t* const cluster_sums = norm_row + (a.norm_weight ? slice_steps * (STEP_K * 2) : 0);
-    uint8_t* const squares = cluster_sums + (CLUSTER > 1 ? 2 * QUADS * 16 : 0);
+    uint8_t* const cluster_sums = x_rows + a.num_rows * slice_steps * (STEP_K * 2);
+    float* const block_squares =  // of x: [warp][row], then [rank][row]
+        (float*)(cluster_sums + (CLUSTER > 1 ? 2 * QUADS * 16 : 0));
+    float* const rank_squares = block_squares + MAX_WARPS * ROWS;
     uint8_t* const partials =
-        single ? shared : squares + (a.norm_weight ? (MAX_WARPS + 8) * N_TILES * 8 * 4 : 0);
+        single ? shared : (uint8_t*)block_squares + (a.normed ? (MAX_WARPS + 8) * ROWS * 4 : 0);
     const int partial_stride = single ? ring_bytes : QUADS * 16;  // of a warp
     const int buffer_stride = single ? 0 : num_warps * QUADS * 16;
 
@@ -196,12 +200,6 @@ __device__ __forceinline__ void run(const Arguments& a) {
     if (a.early) pdl_launch_dependents();
 #pragma unroll 1
     for (int i = 0; i < a.stages; i++) copy_next();
-    if (a.norm_weight) {
-        const uint4* from = (const uint4*)(a.norm_weight + first_step * STEP_K);
-#pragma unroll 1
-        for (int i = threadIdx.x; i < num_steps * (STEP_K / 8); i += blockDim.x)
-            ((uint4*)norm_row)[i] = load_before_wait(from + i);
-    }
     if (CLUSTER > 1) cluster_arrive();  // waited for before the first store to a peer
     pdl_wait();
     if (!a.early) pdl_launch_dependents();
@@ -245,86 +243,12 @@ __device__ __forceinline__ void run(const Arguments& a) {
     };
     begin_tile(first_tile);
     cp_async_wait<0>();
-    bool peers_started = false;
-    if (N_TILES < 4 && a.norm_weight) {
-        float* const block_squares = (float*)squares;  // [warp][row], then [rank][row]
-        float* const rank_squares = block_squares + MAX_WARPS * N_TILES * 8;
-        float sums[N_TILES], parts[N_TILES][4];  // of squares; then the scale of rows g, g + 8, ...
-#pragma unroll
-        for (int j = 0; j < N_TILES; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) parts[j][i] = 0.0f;
-#pragma unroll 2
-        for (int part = 0; part < 2 * my_steps; part++)
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++) {
-                if (g + 8 * j >= a.num_rows) continue;
-                const uint4 v = *x_slot(part >> 1, part & 1, g + 8 * j);
-                const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    parts[j][i] += bf16_low(pairs[i]) * bf16_low(pairs[i]);
-                    parts[j][i] += bf16_high(pairs[i]) * bf16_high(pairs[i]);
-                }
-            }
-#pragma unroll
-        for (int j = 0; j < N_TILES; j++) {
-            sums[j] = quad_sum((parts[j][0] + parts[j][1]) + (parts[j][2] + parts[j][3]));
-            if (t == 0) block_squares[warp * (N_TILES * 8) + j * 8 + g] = sums[j];
-        }
-        __syncthreads();
-#pragma unroll
-        for (int j = 0; j < N_TILES; j++) {
-            sums[j] = 0.0f;
-#pragma unroll
-            for (int w = 0; w < MAX_WARPS; w += 4)
-                if (w + t < num_warps) sums[j] += block_squares[(w + t) * (N_TILES * 8) + j * 8 + g];
-            sums[j] = quad_sum(sums[j]);
-        }
-        if (CLUSTER > 1) {
-            cluster_wait();
-            peers_started = true;
-            if (warp == 0 && t == 0)
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++)
-                    for (int peer = 0; peer < CLUSTER; peer++)
-                        store_peer(
-                            peer_address(
-                                shared_address(rank_squares + rank * (N_TILES * 8) + j * 8 + g),
-                                peer),
-                            sums[j]);
-            cluster_arrive();
-            cluster_wait();
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++) {
-                sums[j] = 0.0f;
-                for (int peer = 0; peer < CLUSTER; peer++)
-                    sums[j] += rank_squares[peer * (N_TILES * 8) + j * 8 + g];
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < N_TILES; j++) sums[j] = rsqrtf(sums[j] / a.k + a.eps);
-#pragma unroll 1
-        for (int step = 0; step < my_steps; step++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const uint4 w = ((const uint4*)norm_row)[(step * num_warps + warp) * 8 + half * 4 + t];
-                uint4 v[N_TILES];
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++)
-                    if (g + 8 * j < a.num_rows) v[j] = *x_slot(step, half, g + 8 * j);
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++)
-                    if (g + 8 * j < a.num_rows)
-                        *x_slot(step, half, g + 8 * j) = make_uint4(
-                            norm_pair(v[j].x, sums[j], w.x), norm_pair(v[j].y, sums[j], w.y),
-                            norm_pair(v[j].z, sums[j], w.z), norm_pair(v[j].w, sums[j], w.w));
-            }
-    }
-    if (CLUSTER > 1 && !peers_started) cluster_wait();
+    if (CLUSTER > 1) cluster_wait();
 
     int stage = 0, buffer = 0;
     for (int tile = first_tile; tile < num_tiles; tile += num_clusters, buffer ^= 1) {
+        const bool add_squares = a.normed && tile == first_tile;
+        float squares[N_TILES] = {};
         float d[ROW_TILES][N_TILES][4];
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)
@@ -342,6 +266,10 @@ __device__ __forceinline__ void run(const Arguments& a) {
                     b[half][j] = make_uint4(0, 0, 0, 0);
                     if (g + 8 * j < a.num_rows) b[half][j] = *x_slot(step, half, g + 8 * j);
                 }
+            if (add_squares)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++)
+                    squares[j] += squares_of(b[0][j]) + squares_of(b[1][j]);
             wait_copies(a.stages - 1);
             const uint4* w = (const uint4*)(ring + stage * STEP_BYTES) + lane;
 #pragma unroll
@@ -370,7 +298,18 @@ __device__ __forceinline__ void run(const Arguments& a) {
             for (int j = 0; j < N_TILES; j++)
                 my_partial[(r * N_TILES + j) * 32] =
                     make_float4(d[r][j][0], d[r][j][1], d[r][j][2], d[r][j][3]);
+        if (add_squares)
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++) {
+                squares[j] = quad_sum(squares[j]);
+                if (t == 0) block_squares[warp * ROWS + j * 8 + g] = squares[j];
+            }
         __syncthreads();
+        const auto squares_of_warps = [&](int row) {
+            float sum = 0.0f;
+            for (int w = 0; w < num_warps; w++) sum += block_squares[w * ROWS + row];
+            return sum;
+        };
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (threadIdx.x < QUADS)
 #pragma unroll 4
@@ -395,6 +334,12 @@ __device__ __forceinline__ void run(const Arguments& a) {
                     peer_address(shared_address(slots + rank * SHARE + i % SHARE), i / SHARE), sum);
             }
 #endif
+            if (add_squares)
+                for (int i = threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
+                    store_peer(
+                        peer_address(
+                            shared_address(rank_squares + rank * ROWS + i % ROWS), i / ROWS),
+                        squares_of_warps(i % ROWS));
             cluster_arrive();
             cluster_wait();
             if (threadIdx.x < SHARE) {
@@ -403,11 +348,21 @@ __device__ __forceinline__ void run(const Arguments& a) {
                     sum = add4(sum, slots[peer * SHARE + threadIdx.x]);
             }
         }
-        const float products[2][2] = {{sum.x, sum.z}, {sum.y, sum.w}};
+        float products[2][2] = {{sum.x, sum.z}, {sum.y, sum.w}};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if (!mine || row + i >= a.num_rows) break;
             bf16* const to = a.out + (int64_t)(row + i) * width + column;
+            if (a.normed) {
+                float squares = 0.0f;
+                if (CLUSTER == 1) squares = squares_of_warps(row + i);
+                else
+#pragma unroll
+                    for (int peer = 0; peer < CLUSTER; peer++)
+                        squares += rank_squares[peer * ROWS + row + i];
+                const float scale = rsqrtf(squares / a.k + a.eps);
+                products[i][0] *= scale, products[i][1] *= scale;
+            }
             if (a.gated) {
                 const float gate = round_bf16(products[i][0]), up = round_bf16(products[i][1]);
                 *to = float_to_bf16(round_bf16(silu(gate)) * up);
@@ -428,7 +383,6 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(MAX_THREADS, MIN_BLOCKS) gemm_small(
     bf16* out, const bf16* x, const bf16* weight, const bf16* bias, const bf16* residual,
-    const bf16* norm_weight, int num_rows, int n, int k, int gated, int stages, int early,
-    float eps) {
-    run({out, x, weight, bias, residual, norm_weight, num_rows, n, k, gated, stages, early, eps});
+    int num_rows, int n, int k, int normed, int gated, int stages, int early, float eps) {
+    run({out, x, weight, bias, residual, num_rows, n, k, normed, gated, stages, early, eps});
 }

@@ -8,6 +8,8 @@ one 128-byte store, and the partner of a rotation sits a fixed number of lanes a
 
 Rounding is that of the model in bf16 elsewhere: the norm in float, rounded, times the weight and
 rounded again; cos and sin rounded to bf16; each product of the rotation and their sum rounded.
+`rows` [num_tokens][hidden], if not null: qkv is the product of these rows before their norm, so it
+is scaled by their 1 / rms first, and rounded.
 
 A thread takes up to ITERATIONS heads of one token, so that a row of the table is read once for all
 of them and their loads are in flight together.
@@ -17,7 +19,7 @@ more of them to spread few tokens over the device (heads = num_heads + 2 num_kv_
 no shared memory. -D HEAD_DIM (64 or 128), QK_NORM (0 or 1). May be launched with PDL: reads
 positions, slots and the table before its wait.
 */
-#include "common.cuh"  // defines: bf16 helpers, kv_block_offset, kv_chunk_offset, pdl_*
+#include "common.cuh"  // defines: bf16 helpers, inverse_rms, kv_block_offset, kv_chunk_offset, pdl_*
 
 constexpr int THREADS = 128;
 constexpr int LANES = HEAD_DIM / 8;  // lanes a head
@@ -44,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
     const bf16* __restrict__ qkv, const bf16* __restrict__ q_norm, const bf16* __restrict__ k_norm,
     const float* __restrict__ rope_table, const int* __restrict__ positions,
     const int* __restrict__ kv_slots, bf16* __restrict__ q_out, uint8_t* __restrict__ kv,
-    int num_heads, int num_kv_heads, int page_shift, float eps) {
+    const bf16* rows, int num_heads, int num_kv_heads, int page_shift, int hidden, float eps,
+    float rows_eps) {
     int token = blockIdx.x;
     int lane = threadIdx.x % LANES;
     int first_head = blockIdx.y * HEADS_PER_PASS + threadIdx.x / LANES;
@@ -75,6 +78,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
         if (head < total_heads)
             loaded[k] =
                 *(const uint4*)(qkv + ((int64_t)token * total_heads + head) * HEAD_DIM + lane * 8);
+    }
+
+    if (rows) {
+        const float scale = inverse_rms<THREADS>(rows + (int64_t)token * hidden, hidden, rows_eps);
+#pragma unroll
+        for (int k = 0; k < ITERATIONS; k++)
+            loaded[k] = make_uint4(
+                scale_pair(loaded[k].x, scale), scale_pair(loaded[k].y, scale),
+                scale_pair(loaded[k].z, scale), scale_pair(loaded[k].w, scale));
     }
 
     float sign = lane < LANES / 2 ? -1.0f : 1.0f;

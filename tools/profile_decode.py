@@ -1,5 +1,7 @@
 """Where the GPU's time goes in a decode step: a table of kernels, and how long the GPU was idle.
 
+"idle before" is the time in which nothing ran until the kernel began.
+
     python tools/profile_decode.py --model tests/data/configs/Qwen3-0.6B.json --dummy-weight \
         --batch-size 256 --context 512
 
@@ -48,6 +50,16 @@ def busy_time_us(events: list[FunctionEvent]) -> float:
     return busy
 
 
+def idle_before_us(events: list[FunctionEvent]) -> dict[str, float]:
+    """Idle microseconds by the kernel that ended them."""
+    idle: dict[str, float] = defaultdict(float)
+    end = float("inf")
+    for event in sorted(events, key=lambda e: e.time_range.start):
+        idle[event.name] += max(0.0, event.time_range.start - end)
+        end = event.time_range.end if end == float("inf") else max(end, event.time_range.end)
+    return idle
+
+
 def main() -> None:
     parser = argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=256)
@@ -67,11 +79,13 @@ def main() -> None:
     for event in kernels:
         times[event.name].append(event.time_range.elapsed_us())
     steps = arguments.steps
-    print(f"{'us/step':>9} {'launches':>8} {'us each':>8}  kernel")
+    idle = idle_before_us(kernels)
+    print(f"{'us/step':>9} {'launches':>8} {'us each':>8} {'idle before':>11}  kernel")
     for name, spent in sorted(times.items(), key=lambda item: -sum(item[1]))[: arguments.rows]:
         each = sum(spent) / len(spent)
         print(
-            f"{sum(spent) / steps:9.1f} {len(spent) / steps:8.1f} {each:8.2f}  {name[:NAME_WIDTH]}"
+            f"{sum(spent) / steps:9.1f} {len(spent) / steps:8.1f} {each:8.2f} "
+            f"{idle[name] / steps:11.1f}  {name[:NAME_WIDTH]}"
         )
     busy = busy_time_us(kernels)
     print(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minisgl_fast.backend.cuda_attention import DecodeAttention
 from minisgl_fast.backend.cuda_kv import KvStore
-from minisgl_fast.backend.cuda_linear import Linears, row_block
+from minisgl_fast.backend.cuda_linear import Linears, make_matrix, row_block
 from minisgl_fast.backend.cuda_prefill import PrefillAttention
 from minisgl_fast.backend.cuda_sampler import Sampler
 from minisgl_fast.backend.interface import Matrix, ModelShape, Norm
@@ -115,27 +115,32 @@ class CudaBackend:
         )
         return out
 
-    def make_matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
-        return Matrix(weight, bias)
-
-    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
-        return self._linears.linear(x, matrix, norm)
+    def make_matrix(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        norm: Norm | None = None,
+        *,
+        may_fold: bool = False,
+    ) -> Matrix:
+        return make_matrix(weight, bias, norm, may_fold=may_fold)
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
         return self._linears.linear_add(x, matrix, residual)
 
-    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        return self._linears.linear_silu_mul(x, matrix, norm)
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix) -> Tensor:
+        return self._linears.linear_silu_mul(x, matrix)
 
-    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        return self._linears.logits(x, matrix, norm)
+    def logits(self, x: Tensor, matrix: Matrix) -> Tensor:
+        return self._linears.logits(x, matrix)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._linears.rms_norm(x, weight, eps)
 
-    def prepare_qkv(
+    def qkv(
         self,
-        qkv: Tensor,
+        x: Tensor,
+        matrix: Matrix,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
@@ -146,7 +151,8 @@ class CudaBackend:
         num_kv_heads: int,
         head_dim: int,
     ) -> Tensor:
-        q = torch.empty(len(qkv), num_heads, head_dim, dtype=qkv.dtype, device=self.device)
+        qkv, rows, rows_eps = self._linears.unscaled(x, matrix)
+        q = torch.empty(len(x), num_heads, head_dim, dtype=x.dtype, device=self.device)
         self._kv_store(
             qkv,
             q_norm,
@@ -157,8 +163,10 @@ class CudaBackend:
             step.kv_slots,
             q,
             kv_layer,
-            len(qkv),
+            len(x),
             pdl=True,
+            rows=rows,
+            rows_eps=rows_eps,
         )
         return q
 

@@ -19,7 +19,7 @@ from minisgl_fast.backend.kernel import Kernel, get_kernel
 from minisgl_fast.errors import EngineError
 
 MAX_ROWS = 32
-MAX_NORM_ROWS = 16  # from here on a norm of its own is quicker
+MAX_EARLY_ROWS = 8  # from here on the next kernel's blocks are only in the way
 STEP_K = 64  # K of a warp's step
 MAX_WARPS = 10
 MAX_STAGES = 8
@@ -77,17 +77,17 @@ class SmallGemm:
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        norm: tuple[Tensor, float] | None = None,
+        norm_eps: float | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         """[num_rows, N] = x W^T + bias, summed in float and rounded once.
 
-        ``norm`` (weight [K], eps), for at most MAX_NORM_ROWS rows: x is first normed as the
-        backend's ``rms_norm`` does it. ``out``: contiguous; a new one by default.
+        ``norm_eps``: the product of x / rms(x); the rows' scales are part of the float sums.
+        ``out``: contiguous; a new one by default.
         """
         if out is None:
             out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-        self._run(out, x, weight, bias=bias, norm=norm)
+        self._run(out, x, weight, bias=bias, norm_eps=norm_eps)
         return out
 
     def linear_add(
@@ -100,12 +100,10 @@ class SmallGemm:
         self._run(residual, x, weight, bias=bias, residual=residual)
         return residual
 
-    def linear_silu_mul(
-        self, x: Tensor, weight: Tensor, norm: tuple[Tensor, float] | None = None
-    ) -> Tensor:
-        """[num_rows, N / 2]: the backend's ``silu_mul`` of x W^T; W is gate rows, then up rows."""
+    def linear_silu_mul(self, x: Tensor, weight: Tensor, norm_eps: float | None = None) -> Tensor:
+        """[num_rows, N / 2]: the backend's ``silu_mul`` of ``linear``; W is gate rows, then up."""
         out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
-        self._run(out, x, weight, norm=norm, gated=True)
+        self._run(out, x, weight, norm_eps=norm_eps, gated=True)
         return out
 
     def plan(self, num_rows: int, n: int, k: int) -> Plan | None:
@@ -173,7 +171,7 @@ class SmallGemm:
             clusters = self._num_sms * plan.blocks_per_sm // plan.cluster
         shared_bytes = plan.warps * plan.stages * step_bytes + num_rows * slice_bytes
         if norm:
-            shared_bytes += slice_bytes + (MAX_WARPS + 8) * n_tiles * 32
+            shared_bytes += (MAX_WARPS + 8) * n_tiles * 32
         if plan.cluster > 1:
             shared_bytes += 2 * sum_bytes
         if not single:
@@ -198,12 +196,12 @@ class SmallGemm:
         *,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
-        norm: tuple[Tensor, float] | None = None,
+        norm_eps: float | None = None,
         gated: bool = False,
     ) -> None:
         num_rows, k = x.shape
         n = weight.shape[0]
-        key = (num_rows, n, k, norm is not None)
+        key = (num_rows, n, k, norm_eps is not None)
         launch = self._launches.get(key)
         if launch is None:
             launch = self._launches[key] = self._make_launch(*key)
@@ -216,14 +214,14 @@ class SmallGemm:
                 weight.data_ptr(),
                 0 if bias is None else bias.data_ptr(),
                 0 if residual is None else residual.data_ptr(),
-                0 if norm is None else norm[0].data_ptr(),
                 num_rows,
                 n,
                 k,
+                int(norm_eps is not None),
                 int(gated),
                 launch.stages,
-                self._early,
-                0.0 if norm is None else norm[1],
+                self._early and int(num_rows <= MAX_EARLY_ROWS),
+                norm_eps or 0.0,
             ),
             launch.shared_bytes,
             self._pdl,

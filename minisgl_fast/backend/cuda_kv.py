@@ -42,12 +42,15 @@ class KvStore:
         kv_layer: torch.Tensor,
         num_tokens: int,
         pdl: bool = False,
+        rows: torch.Tensor | None = None,
+        rows_eps: float = 0.0,
     ) -> None:
         """qkv [num_tokens, (num_heads + 2 num_kv_heads) * head_dim] bf16 to ``q_out`` and pages.
 
         ``rope_table`` float32 [max_position, head_dim], cos then sin; ``positions`` and
         ``kv_slots`` int32 [num_tokens], slot -1 writes nothing. ``q_norm`` and ``k_norm``
-        [head_dim] bf16 if the model has them.
+        [head_dim] bf16 if the model has them. ``rows`` [num_tokens, hidden] bf16: qkv is their
+        product before their norm, which is then done here.
         """
         num_blocks = self._num_passes
         if num_tokens > FEW_TOKENS:
@@ -64,10 +67,13 @@ class KvStore:
                 kv_slots.data_ptr(),
                 q_out.data_ptr(),
                 kv_layer.data_ptr(),
+                rows.data_ptr() if rows is not None else 0,
                 self._num_heads,
                 self._num_kv_heads,
                 self._page_shift,
+                rows.shape[1] if rows is not None else 0,
                 eps,
+                rows_eps,
             ),
             pdl=pdl,
         )

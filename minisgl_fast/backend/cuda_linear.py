@@ -3,6 +3,10 @@
 For few rows the time is that of reading the weight, and what surrounds a product (norm, SiLU,
 residual) costs more as a launch of its own than inside (``cuda_gemm.py``). cuBLAS adds the residual
 in its epilogue, before the one rounding to bfloat16; ours rounds the product first.
+
+The norm before a product is no launch: its weight is multiplied into the matrix at load, and the
+1 / rms of a row scales the row's product: in our product's float sums, or after cuBLAS in the
+kernel that takes it.
 """
 
 from __future__ import annotations
@@ -11,11 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisgl_fast.backend.cuda_gemm import MAX_NORM_ROWS, SmallGemm
+from minisgl_fast.backend.cuda_gemm import SmallGemm
 from minisgl_fast.backend.interface import MIN_LOGIT_ROWS, Matrix, Norm
 from minisgl_fast.backend.kernel import get_kernel
 
 SILU_BLOCK = 128
+SILU_MIN_BLOCKS = 1500
+
+
+def make_matrix(
+    weight: Tensor, bias: Tensor | None, norm: Norm | None, *, may_fold: bool
+) -> Matrix:
+    """A Matrix of bfloat16 [out, in]; with ``may_fold`` the tensor may be overwritten."""
+    if norm is None or bias is not None or not may_fold:
+        return Matrix(weight, bias, norm)
+    scale, eps = norm
+    return Matrix(weight.mul_(scale), None, (torch.ones_like(scale), eps), unit_norm=True)
 
 
 class Linears:
@@ -30,14 +45,15 @@ class Linears:
         num_rows = max(max_samples, MIN_LOGIT_ROWS)
         self._logits = torch.empty(num_rows, stride, dtype=torch.bfloat16, device=device)
 
-    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
-        """[num_rows, out]."""
-        weight, bias = matrix.weight, matrix.bias
-        if norm is not None and len(x) > MAX_NORM_ROWS:
+    def unscaled(self, x: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor | None, float]:
+        """(product, rows, eps): if there are rows, the product is still to be scaled by 1 / rms."""
+        weight, bias, norm = matrix.weight, matrix.bias, matrix.norm
+        if norm is not None and not matrix.unit_norm:
             x, norm = self.rms_norm(x, *norm), None
+        eps = None if norm is None else norm[1]
         if self._gemm.fits(len(x), *weight.shape):
-            return self._gemm.linear(x, weight, bias, norm)
-        return F.linear(x if norm is None else self.rms_norm(x, *norm), weight, bias)
+            return self._gemm.linear(x, weight, bias, eps), None, 0.0
+        return F.linear(x, weight, bias), None if eps is None else x, eps or 0.0
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
         """residual, in place."""
@@ -48,26 +64,20 @@ class Linears:
             return residual.add_(F.linear(x, weight, bias))
         return residual.addmm_(x, weight.T)
 
-    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix) -> Tensor:
         """[num_rows, out / 2]."""
-        weight = matrix.weight
-        fits = self._gemm.fits(len(x), *weight.shape)
-        if fits and len(x) <= MAX_NORM_ROWS:
-            return self._gemm.linear_silu_mul(x, weight, norm)
-        x = self.rms_norm(x, *norm)
-        if fits:
-            return self._gemm.linear_silu_mul(x, weight)
-        return self.silu_mul(F.linear(x, weight))
+        weight, norm = matrix.weight, matrix.norm
+        if self._gemm.fits(len(x), *weight.shape) and (norm is None or matrix.unit_norm):
+            return self._gemm.linear_silu_mul(x, weight, None if norm is None else norm[1])
+        return self.silu_mul(*self.unscaled(x, matrix))
 
-    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
+    def logits(self, x: Tensor, matrix: Matrix) -> Tensor:
         """[num_rows, vocab] with a row stride of a multiple of 8: the same memory in every call."""
-        weight = matrix.weight
+        weight, norm = matrix.weight, matrix.norm
         out = self._logits[: len(x), : len(weight)]
-        fits = self._gemm.fits(len(x), *weight.shape) and out.is_contiguous()
-        if fits and len(x) <= MAX_NORM_ROWS:
-            return self._gemm.linear(x, weight, norm=norm, out=out)
-        x = self.rms_norm(x, *norm)
-        if fits:
+        if norm is not None:
+            x = self.rms_norm(x, *norm)
+        if self._gemm.fits(len(x), *weight.shape) and out.is_contiguous():
             return self._gemm.linear(x, weight, out=out)
         return torch.mm(x, weight.T, out=out)
 
@@ -83,14 +93,24 @@ class Linears:
         )
         return out
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """[n, 2 I] -> [n, I]: silu(first half) * second half."""
+    def silu_mul(self, gate_up: Tensor, rows: Tensor | None = None, eps: float = 0.0) -> Tensor:
+        """[n, 2 I] -> [n, I]: silu(first half) * second half; ``rows`` as of ``unscaled``."""
         num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         out = torch.empty(num_rows, width, dtype=gate_up.dtype, device=gate_up.device)
+        num_blocks = -(-width // (8 * SILU_BLOCK))  # of a row
+        if rows is not None:  # each block reads the row: no more of them than fill the device
+            num_blocks = min(num_blocks, max(2, -(-SILU_MIN_BLOCKS // max(num_rows, 1))))
         self._silu_mul.launch(
-            (num_rows, -(-width // (8 * SILU_BLOCK))),
+            (num_rows, num_blocks),
             SILU_BLOCK,
-            (out.data_ptr(), gate_up.data_ptr(), width),
+            (
+                out.data_ptr(),
+                gate_up.data_ptr(),
+                0 if rows is None else rows.data_ptr(),
+                width,
+                0 if rows is None else rows.shape[1],
+                eps,
+            ),
             pdl=True,
         )
         return out

@@ -33,20 +33,23 @@ class ModelShape:
     max_seqs: int
 
 
+# RMSNorm before a product: its weight [in], and eps.
+Norm = tuple[Tensor, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A weight of a product y = x W^T + b as its backend keeps it (``Backend.make_matrix``)."""
+    """A product y = norm(x) W^T + b as its backend keeps it (``Backend.make_matrix``)."""
 
     weight: Tensor  # [out, in], unless reordered
     bias: Tensor | None = None  # [out]
-    reordered: bool = False  # in an order of the backend's own
+    norm: Norm | None = None  # of x; None: there is none
+    reordered: bool = False  # the weight is in an order of the backend's own
+    unit_norm: bool = False  # the norm's weight is 1 everywhere
 
 
 # How many rows ``Backend.logits`` takes even if no step may have so many samples.
 MIN_LOGIT_ROWS = 64
-
-# RMSNorm before a product: its weight [in], and eps.
-Norm = tuple[Tensor, float]
 
 
 class KVCache(Protocol):
@@ -84,20 +87,28 @@ class Backend(Protocol):
     def embed(self, step: StepTensors, state: DeviceState, weight: Tensor) -> Tensor:
         """[N, hidden]; input id -1 means ``state.last_token`` of the row's slot."""
 
-    def make_matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
-        """A weight [out, in] as the products below want it; the original may be let go."""
+    def make_matrix(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        norm: Norm | None = None,
+        *,
+        may_fold: bool = False,
+    ) -> Matrix:
+        """A weight [out, in] as the products below want it.
 
-    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
-        """[n, out]: the product of x [n, in], first normed if so asked."""
+        ``may_fold``: for ``qkv`` and ``linear_silu_mul`` alone. The backend may multiply the
+        norm's weight into ``weight``, and leave the rest of the norm to those two.
+        """
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
         """residual [n, out] + the product; may overwrite ``residual``."""
 
-    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        """[n, out / 2]: silu(first half) * second half of the product of the normed x."""
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """[n, out / 2]: silu(first half) * second half of the product."""
 
-    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        """As ``linear``, for the vocabulary; valid until the next call.
+    def logits(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """[n, vocab] in the model's dtype, valid until the next call.
 
         x has as many rows as a step may have samples, or up to MIN_LOGIT_ROWS.
         """
@@ -105,9 +116,10 @@ class Backend(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """The norm of each row of x [n, hidden], by itself."""
 
-    def prepare_qkv(
+    def qkv(
         self,
-        qkv: Tensor,
+        x: Tensor,
+        matrix: Matrix,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
@@ -118,10 +130,10 @@ class Backend(Protocol):
         num_kv_heads: int,
         head_dim: int,
     ) -> Tensor:
-        """Norm and rotate the heads of qkv [N, (H + 2K) * D], store keys and values, return q.
+        """The heads of the product [N, (H + 2K) * D]: norm, rotate, store K and V, return q.
 
-        q is [N, H, D]. ``qkv`` may be overwritten. K and V go to ``step.kv_slots`` (-1: nowhere);
-        what is stored is finite whatever the input, so that no request can spoil another's pages.
+        q is [N, H, D]. K and V go to ``step.kv_slots`` (-1: nowhere); what is stored is finite
+        whatever the input, so that no request can spoil another's pages.
         """
 
     def attention(

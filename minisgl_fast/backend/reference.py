@@ -95,21 +95,47 @@ class ReferenceBackend:
             return F.rms_norm(x, weight.shape, weight, eps)
         return F.rms_norm(x, weight.shape, None, eps).mul_(weight)
 
-    def make_matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
-        return make_matrix(weight, bias)
+    def make_matrix(
+        self,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        norm: Norm | None = None,
+        *,
+        may_fold: bool = False,
+    ) -> Matrix:
+        return make_matrix(weight, bias, norm)
 
-    def linear(self, x: Tensor, matrix: Matrix, norm: Norm | None = None) -> Tensor:
-        return product(x if norm is None else self.rms_norm(x, *norm), matrix)
+    def linear(self, x: Tensor, matrix: Matrix) -> Tensor:
+        """[n, out]: the product."""
+        return product(x if matrix.norm is None else self.rms_norm(x, *matrix.norm), matrix)
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
-        return product(x, matrix).add_(residual)
+        return self.linear(x, matrix).add_(residual)
 
-    def linear_silu_mul(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        gate, up = self.linear(x, matrix, norm).chunk(2, dim=-1)
+    def linear_silu_mul(self, x: Tensor, matrix: Matrix) -> Tensor:
+        gate, up = self.linear(x, matrix).chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
-    def logits(self, x: Tensor, matrix: Matrix, norm: Norm) -> Tensor:
-        return self.linear(x, matrix, norm)
+    def logits(self, x: Tensor, matrix: Matrix) -> Tensor:
+        return self.linear(x, matrix)
+
+    def qkv(
+        self,
+        x: Tensor,
+        matrix: Matrix,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        rope_table: Tensor,
+        step: StepTensors,
+        kv_layer: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> Tensor:
+        heads = num_heads, num_kv_heads, head_dim
+        qkv = self.linear(x, matrix)
+        return self.prepare_qkv(qkv, q_norm, k_norm, eps, rope_table, step, kv_layer, *heads)
 
     def prepare_qkv(
         self,
@@ -124,6 +150,7 @@ class ReferenceBackend:
         num_kv_heads: int,
         head_dim: int,
     ) -> Tensor:
+        """``qkv`` from the product on; overwrites it."""
         heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
         if q_norm is not None and k_norm is not None:
             heads[:, :num_heads] = self.rms_norm(heads[:, :num_heads], q_norm, eps)

@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisgl_fast.backend.interface import Matrix
+from minisgl_fast.backend.interface import Matrix, Norm
 
 
-def make_matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+def make_matrix(weight: Tensor, bias: Tensor | None, norm: Norm | None) -> Matrix:
     """The weight [out, in] reordered if this machine gains by it."""
     if not _can_pack(weight):
-        return Matrix(weight, bias)
-    return Matrix(torch.ops.mkldnn._reorder_linear_weight(weight), bias, reordered=True)
+        return Matrix(weight, bias, norm)
+    return Matrix(torch.ops.mkldnn._reorder_linear_weight(weight), bias, norm, reordered=True)
 
 
 def product(x: Tensor, matrix: Matrix) -> Tensor:
-    """x W^T + b."""
+    """x W^T + b, without the norm."""
     if matrix.reordered:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, matrix.weight, matrix.bias, "none", [], ""

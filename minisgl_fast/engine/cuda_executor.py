@@ -11,9 +11,12 @@ batch size; a step is padded with rows that touch nothing (``StepPlan.pad``) and
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from minisgl_fast.backend.kernel import cuda_runtime
 from minisgl_fast.backend.step import StepTensors
 from minisgl_fast.engine.executor import Counts, StepBuffers, plan_views, step_tensors
 from minisgl_fast.engine.runner import ModelRunner
@@ -44,6 +47,7 @@ class CudaExecutor:
         buffers = [StepBuffers(capacity, vocab_size, pinned=True) for _ in range(count)]
         self._masks = torch.zeros_like(buffers[0].masks, device=device)
         self._events = {id(one): torch.cuda.Event() for one in buffers}
+        self._upload = _Upload(self._words, capacity)
         self._capture(buffers[0])
         return buffers
 
@@ -57,7 +61,7 @@ class CudaExecutor:
         size = self._graph_size(buffers)
         if size:
             plan.pad(size)
-        self._words.copy_(buffers.words, non_blocking=True)
+        self._upload(buffers.words, plan.num_tokens if size == 0 else size)
         if size:
             self._graphs[size].replay()
             step = self._decode_step(plan.num_seqs, plan.capacity)
@@ -127,6 +131,38 @@ class CudaExecutor:
             self._graphs[size] = graph
         if total:
             self._progress(STAGE, total, total)
+
+
+class _Upload:
+    """Copies the used part of a plan: all sections before the tokens, and the tokens' heads.
+
+    The sections of the tokens are the last, of equal length: their heads are one strided copy.
+    """
+
+    SECTIONS = ("input_id", "position", "kv_slot")
+
+    def __init__(self, words: Tensor, capacity: PlanCapacity) -> None:
+        offsets = [capacity.offsets()[name][0] for name in self.SECTIONS]
+        self._words = words
+        self._first = offsets[0]
+        self._pitch = offsets[1] - offsets[0]
+        assert offsets[2] - offsets[1] == self._pitch and offsets[2] + self._pitch <= len(words)
+        self._runtime: Any = cuda_runtime()
+
+    def __call__(self, words: Tensor, num_tokens: int) -> None:
+        """Enqueue the copy from pinned ``words``; at least ``num_tokens`` words of each section."""
+        first, itemsize = self._first, self._words.itemsize
+        self._words[:first].copy_(words[:first], non_blocking=True)
+        self._runtime.memcpy2DAsync(
+            self._words.data_ptr() + first * itemsize,
+            self._pitch * itemsize,
+            words.data_ptr() + first * itemsize,
+            self._pitch * itemsize,
+            num_tokens * itemsize,
+            len(self.SECTIONS),
+            self._runtime.memcpyHostToDevice,
+            torch.cuda.current_stream().cuda_stream,
+        )
 
 
 def graph_sizes(largest: int) -> list[int]:

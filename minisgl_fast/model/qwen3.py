@@ -28,7 +28,7 @@ class Qwen3:
         self._layers = [_Layer(config, layer, backend) for layer in weights.take_layers()]
         self.vocab_size = config.vocab_size
         self._norm = weights.norm, config.rms_norm_eps
-        self._lm_head = backend.make_matrix(weights.lm_head)
+        self._lm_head = backend.make_matrix(weights.lm_head, norm=self._norm)
         self._rope_table = rope_table(
             config.rope, config.head_dim, config.max_position, weights.norm.device
         )
@@ -47,7 +47,7 @@ class Qwen3:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, vocab_size] of rows [n, hidden_size] of ``forward``; valid until the next call."""
-        return self._backend.logits(hidden, self._lm_head, self._norm)
+        return self._backend.logits(hidden, self._lm_head)
 
 
 class _Layer:
@@ -60,20 +60,21 @@ class _Layer:
         self._num_kv_heads = config.num_kv_heads
         self._head_dim = config.head_dim
         self._scale = config.head_dim**-0.5
-        self._input_norm = weights.input_norm, config.rms_norm_eps
-        self._post_norm = weights.post_norm, config.rms_norm_eps
         self._q_norm = weights.q_norm
         self._k_norm = weights.k_norm
-        self._qkv = backend.make_matrix(weights.qkv, weights.qkv_bias)
+        input_norm = weights.input_norm, config.rms_norm_eps
+        post_norm = weights.post_norm, config.rms_norm_eps
+        self._qkv = backend.make_matrix(weights.qkv, weights.qkv_bias, input_norm, may_fold=True)
         self._output = backend.make_matrix(weights.output, weights.output_bias)
-        self._gate_up = backend.make_matrix(weights.gate_up)
+        self._gate_up = backend.make_matrix(weights.gate_up, norm=post_norm, may_fold=True)
         self._down = backend.make_matrix(weights.down)
 
     def attention(
         self, hidden: Tensor, step: StepTensors, state: DeviceState, kv_layer: Tensor, rope: Tensor
     ) -> Tensor:
-        q = self._backend.prepare_qkv(
-            self._backend.linear(hidden, self._qkv, self._input_norm),
+        q = self._backend.qkv(
+            hidden,
+            self._qkv,
             self._q_norm,
             self._k_norm,
             self._eps,
@@ -88,5 +89,5 @@ class _Layer:
         return self._backend.linear_add(attended, self._output, hidden)
 
     def mlp(self, hidden: Tensor) -> Tensor:
-        middle = self._backend.linear_silu_mul(hidden, self._gate_up, self._post_norm)
+        middle = self._backend.linear_silu_mul(hidden, self._gate_up)
         return self._backend.linear_add(middle, self._down, hidden)

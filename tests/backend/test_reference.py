@@ -228,14 +228,14 @@ def test_what_surrounds_a_product_is_rounded_step_by_step(dtype):
     norm = randn(32, seed=2).to(dtype), EPS
     backend = ReferenceBackend()
     with torch.inference_mode():
-        matrix = backend.make_matrix(randn(24, 32, seed=3).to(dtype), randn(24, seed=4).to(dtype))
-        normed = backend.linear(backend.rms_norm(x, *norm), matrix)
-        assert torch.equal(backend.linear(x, matrix, norm), normed)
-        assert torch.equal(backend.logits(x, matrix, norm), normed)
-        total = backend.linear(x, matrix) + residual
-        assert torch.equal(backend.linear_add(x, matrix, residual.clone()), total)
+        weights = randn(24, 32, seed=3).to(dtype), randn(24, seed=4).to(dtype)
+        plain, with_norm = backend.make_matrix(*weights), backend.make_matrix(*weights, norm)
+        normed = backend.linear(backend.rms_norm(x, *norm), plain)
+        assert torch.equal(backend.logits(x, with_norm), normed)
+        total = backend.linear(x, plain) + residual
+        assert torch.equal(backend.linear_add(x, plain, residual.clone()), total)
         expected = F.silu(normed[:, :12]) * normed[:, 12:]  # the gate first
-        assert torch.equal(backend.linear_silu_mul(x, matrix, norm), expected)
+        assert torch.equal(backend.linear_silu_mul(x, with_norm), expected)
 
 
 def test_a_new_cache_is_zero_and_page_by_page():
