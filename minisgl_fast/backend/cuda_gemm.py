@@ -108,14 +108,16 @@ class SmallGemm:
 
     def plan(self, num_rows: int, n: int, k: int) -> Plan | None:
         """How to cut this product, None where it does not fit; fitted to what the H200 showed."""
-        cluster, warps = self._split(n, k)
+        cluster, warps = self._split(num_rows, n, k)
         turns = -(-k // STEP_K // cluster // warps)
         tile_bytes = 32 * k * 2 // cluster
         blocks = -(-n // 32) * cluster
         wanted: list[
             tuple[int, int, range]
         ] = []  # row tiles, blocks an SM, stages: first that fits
-        if blocks <= self._num_sms:
+        if _is_long(n, k):
+            wanted.append((2, 1, range(6, 0, -1)))
+        elif blocks <= self._num_sms:
             wanted.append((2, 1, range(min(turns, MAX_STAGES), 0, -1)))
         elif blocks <= 1.5 * self._num_sms and tile_bytes <= SMALL_TILE:
             # Two tiles for some blocks leave room where the next kernel's blocks can wait.
@@ -143,17 +145,26 @@ class SmallGemm:
                     return plan
         return None
 
-    def _split(self, n: int, k: int) -> tuple[int, int]:
-        """(cluster, warps): how K is shared. The order of the sums depends on it, so no number of
-        rows may change it.
+    def _split(self, num_rows: int, n: int, k: int) -> tuple[int, int]:
+        """(cluster, warps): how K is shared. The order of the sums depends on it, so it is the same
+        for up to 8 rows, and for more.
         """
         steps = k // STEP_K
         cluster = 1
         if self._has_clusters:
             few = 0.9 * self._num_sms  # blocks
-            while cluster < 8 and (-(-n // 32) * cluster < few or steps > MAX_SHARE * cluster):
+            least = 2 if _is_long(n, k) else 1
+            while cluster < 8 and (
+                cluster < least
+                or -(-n // 32) * cluster < few
+                or steps > MAX_SHARE * cluster * least
+            ):
                 cluster *= 2
         share = -(-steps // cluster)
+        if num_rows > 8 and share <= 8:
+            return cluster, max(
+                4, share // 2
+            )  # two turns: x of a turn comes beside the first's sums
         idle = {warps: -(-share // warps) * warps - share for warps in range(4, 9)}
         return cluster, max(warps for warps in idle if idle[warps] <= min(idle.values()))
 
@@ -240,3 +251,8 @@ def _may_fit(num_rows: int, n: int, k: int) -> bool:
     if num_rows > 16:
         return num_rows * k <= MAX_TALL_X and n * k <= MAX_TALL_W
     return num_rows <= 8 or num_rows * k <= MAX_WIDE_X
+
+
+def _is_long(n: int, k: int) -> bool:
+    """Many steps of K and not too many tiles: two blocks with deep rings share a tile."""
+    return k > 40 * STEP_K and 32 * 100 < n <= 1 << 16

@@ -151,11 +151,6 @@ def _load_module(spec: KernelSpec, device: int) -> Any:
     return module
 
 
-def cuda_runtime() -> Any:
-    """CuPy's door to the CUDA runtime."""
-    return _cupy().cuda.runtime
-
-
 @functools.cache
 def _cupy() -> Any:
     try:

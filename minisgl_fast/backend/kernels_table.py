@@ -78,7 +78,7 @@ ATTENTION_PREFILL_SM90 = tuple(
 )
 
 STEP = (
-    KernelSpec("step", "step.cu", ("apply_updates", "embed", "reset_counts")),
+    KernelSpec("step", "step.cu", ("copy_ranges", "apply_updates", "embed", "reset_counts")),
     KernelSpec("rms_norm", "rms_norm.cu", ("rms_norm", "add_rms_norm")),
     KernelSpec("silu_mul", "silu_mul.cu", ("silu_mul",)),
 )

@@ -1,7 +1,7 @@
 """CudaExecutor: plans to a GPU and tokens back, pure-decode steps as CUDA graphs.
 
-A step is one copy of the plan's words to the device, the work, one copy of the tokens into pinned
-memory and an event; the host never waits in between. All plans land in the same device buffer: the
+A step is one copy of the plan's words from pinned memory, the work, one copy of the tokens into it
+and an event; the host never waits in between. All plans land in the same device buffer: the
 copy of step N+1 is behind step N on the stream, so N has read its words by then.
 
 A pure-decode step of up to ``--cuda-graph-max-bs`` rows is one graph launch from page-table updates
@@ -11,13 +11,11 @@ batch size; a step is padded with rows that touch nothing (``StepPlan.pad``) and
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from minisgl_fast.backend.kernel import cuda_runtime
 from minisgl_fast.backend.step import StepTensors
+from minisgl_fast.engine.cuda_copy import UsedWords, WordCopier
 from minisgl_fast.engine.executor import Counts, StepBuffers, plan_views, step_tensors
 from minisgl_fast.engine.runner import ModelRunner
 from minisgl_fast.progress import Progress
@@ -47,7 +45,8 @@ class CudaExecutor:
         buffers = [StepBuffers(capacity, vocab_size, pinned=True) for _ in range(count)]
         self._masks = torch.zeros_like(buffers[0].masks, device=device)
         self._events = {id(one): torch.cuda.Event() for one in buffers}
-        self._upload = _Upload(self._words, capacity)
+        self._copy = WordCopier()
+        self._used_words = UsedWords(capacity)
         self._capture(buffers[0])
         return buffers
 
@@ -61,7 +60,8 @@ class CudaExecutor:
         size = self._graph_size(buffers)
         if size:
             plan.pad(size)
-        self._upload(buffers.words, plan.num_tokens if size == 0 else size)
+        used = self._used_words(plan, size or plan.num_tokens)
+        self._copy(self._words, buffers.words, used)
         if size:
             self._graphs[size].replay()
             step = self._decode_step(plan.num_seqs, plan.capacity)
@@ -82,7 +82,8 @@ class CudaExecutor:
             step.masks = self._masks
         tokens = self._runner.sample(step, logits)
         buffers.outputs = self._runner.outputs(plan.spans, logits, tokens)
-        buffers.tokens[: step.num_samples].copy_(tokens, non_blocking=True)
+        if step.num_samples:
+            self._copy(buffers.tokens, tokens, [(0, step.num_samples)])
         self._events[id(buffers)].record()
 
     def collect(self, buffers: StepBuffers) -> memoryview:
@@ -131,38 +132,6 @@ class CudaExecutor:
             self._graphs[size] = graph
         if total:
             self._progress(STAGE, total, total)
-
-
-class _Upload:
-    """Copies the used part of a plan: all sections before the tokens, and the tokens' heads.
-
-    The sections of the tokens are the last, of equal length: their heads are one strided copy.
-    """
-
-    SECTIONS = ("input_id", "position", "kv_slot")
-
-    def __init__(self, words: Tensor, capacity: PlanCapacity) -> None:
-        offsets = [capacity.offsets()[name][0] for name in self.SECTIONS]
-        self._words = words
-        self._first = offsets[0]
-        self._pitch = offsets[1] - offsets[0]
-        assert offsets[2] - offsets[1] == self._pitch and offsets[2] + self._pitch <= len(words)
-        self._runtime: Any = cuda_runtime()
-
-    def __call__(self, words: Tensor, num_tokens: int) -> None:
-        """Enqueue the copy from pinned ``words``; at least ``num_tokens`` words of each section."""
-        first, itemsize = self._first, self._words.itemsize
-        self._words[:first].copy_(words[:first], non_blocking=True)
-        self._runtime.memcpy2DAsync(
-            self._words.data_ptr() + first * itemsize,
-            self._pitch * itemsize,
-            words.data_ptr() + first * itemsize,
-            self._pitch * itemsize,
-            num_tokens * itemsize,
-            len(self.SECTIONS),
-            self._runtime.memcpyHostToDevice,
-            torch.cuda.current_stream().cuda_stream,
-        )
 
 
 def graph_sizes(largest: int) -> list[int]:

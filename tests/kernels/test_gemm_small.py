@@ -72,13 +72,14 @@ def test_product_of_every_shape_and_row_count(gemm, monkeypatch, n, k):
     xs = draw(2, max(ROWS), k)
     expected = product(xs, weight)
     rows = rows_of(gemm, n, k)
-    full = gemm.linear(xs[: max(rows)], weight)
+    full = {most: gemm.linear(xs[:most], weight) for most in (8, max(rows))}
     for num_rows in rows:
         x = xs[:num_rows]
         y = gemm.linear(x, weight)
         assert relative_error(y, expected[:num_rows]) < 4e-3
         assert torch.equal(y, gemm.linear(x, weight))
-        assert torch.equal(y, full[:num_rows])  # whatever the other rows are
+        most = 8 if num_rows <= 8 else max(rows)
+        assert torch.equal(y, full[most][:num_rows])  # whatever the other rows are
         biased = gemm.linear(x, weight, bias)
         assert relative_error(biased, expected[:num_rows] + bias.double()) < 4e-3
 
@@ -90,12 +91,12 @@ def test_norm_before_the_product(gemm, monkeypatch, n, k):
     rows = rows_of(gemm, n, k)
     xs = draw(2, max(rows), k) * 30
     xs[0] *= 100
-    full = gemm.linear(xs, weight, norm_eps=1e-6)
+    full = {most: gemm.linear(xs[:most], weight, norm_eps=1e-6) for most in (8, max(rows))}
     expected = product(normed(xs, 1e-6), weight)
-    assert relative_error(full, expected) < 4e-3
+    assert relative_error(full[max(rows)], expected) < 4e-3
     for num_rows in rows:
         y = gemm.linear(xs[:num_rows], weight, norm_eps=1e-6)
-        assert torch.equal(y, full[:num_rows])
+        assert torch.equal(y, full[8 if num_rows <= 8 else max(rows)][:num_rows])
         biased = gemm.linear(xs[:num_rows], weight, bias, norm_eps=1e-6)
         assert relative_error(biased, expected[:num_rows] + bias.double()) < 4e-3
     tiny = gemm.linear(xs * 2**-14, weight, norm_eps=1.0)  # eps decides
