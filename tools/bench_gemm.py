@@ -38,6 +38,7 @@ NAMES = ("qkv", "o", "gate_up", "down", "lm_head")
 
 def time_us(launches: Sequence[Callable[[], Any]], replays: int = 9) -> float:
     """Microseconds of all of ``launches``, as one graph."""
+    torch._C._cuda_clearCublasWorkspaces()  # may lie in the memory of a graph that is gone
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         launches[0]()

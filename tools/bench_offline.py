@@ -67,6 +67,7 @@ def make_engine(arguments: argparse.Namespace) -> Engine:
         max_prefill_length=arguments.max_prefill_length,
         cuda_graph_max_bs=arguments.cuda_graph_max_bs,
         overlap=not arguments.no_overlap,
+        num_pages=arguments.num_pages,
     )
     vocab_limit = ModelConfig.load(path).vocab_size
     return Engine(config, path, vocab_limit, (), ConsoleProgress())
@@ -166,6 +167,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-prefill-length", type=int, default=16384)
     parser.add_argument("--cuda-graph-max-bs", type=int, default=256)
     parser.add_argument("--no-overlap", action="store_true")
+    parser.add_argument("--num-pages", type=int, help="of the KV cache; default: what fits")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs; the best is reported")
     return parser
 

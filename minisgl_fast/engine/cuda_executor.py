@@ -93,6 +93,7 @@ class CudaExecutor:
     def close(self) -> None:
         torch.cuda.synchronize(self._runner.device)
         self._graphs.clear()
+        _forget_workspaces()
 
     def _graph_size(self, buffers: StepBuffers) -> int:
         """The graph that takes this step, 0 for none."""
@@ -113,6 +114,7 @@ class CudaExecutor:
     @torch.inference_mode()
     def _capture(self, buffers: StepBuffers) -> None:
         """Capture all graphs, the largest first: the smaller ones fit in its memory."""
+        _forget_workspaces()
         pool = None
         total = len(self._graph_sizes)
         for index, size in enumerate(reversed(self._graph_sizes)):
@@ -132,6 +134,11 @@ class CudaExecutor:
             self._graphs[size] = graph
         if total:
             self._progress(STAGE, total, total)
+
+
+def _forget_workspaces() -> None:
+    """Let cuBLAS take new workspaces: those that it took in a capture go with the graphs' memory."""
+    torch._C._cuda_clearCublasWorkspaces()
 
 
 def graph_sizes(largest: int) -> list[int]:
