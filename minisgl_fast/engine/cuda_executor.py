@@ -137,7 +137,7 @@ class CudaExecutor:
 
 
 def _forget_workspaces() -> None:
-    """Let cuBLAS take new workspaces: those that it took in a capture go with the graphs' memory."""
+    """Have cuBLAS take new workspaces: what it took in a capture goes with the graphs."""
     torch._C._cuda_clearCublasWorkspaces()
 
 
