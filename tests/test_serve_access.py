@@ -52,6 +52,32 @@ def test_keys_and_tls_hold_from_the_first_moment_to_the_last(model: Path, tmp_pa
         server.end()
 
 
+def test_every_frontend_asks_for_the_key(model: Path, tmp_path: Path) -> None:
+    certfile, keyfile = make_certificate(tmp_path)
+    tls = ("--ssl-certfile", certfile, "--ssl-keyfile", keyfile)
+    server = ServerProcess(
+        "--model", model, "--frontends", 2, "--api-key", "secret", "--cors-origin", "http://a", *tls
+    )
+    context = ssl.create_default_context(cafile=certfile)
+    origin = {"Origin": "http://a"}
+    try:
+        url = f"https://127.0.0.1:{server.wait_ready().port}/v1/models"
+        for _ in range(20):  # the kernel spreads connections over the processes
+            with httpx2.Client(verify=context, timeout=90) as client:
+                refused = client.get(url, headers=origin)
+                assert refused.status_code == 401
+                assert refused.headers["access-control-allow-origin"] == "http://a"
+                known = {"Authorization": "Bearer secret"}
+                assert client.get(url, headers=known).status_code == 200
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        for child in children.read_text().split():
+            assert b"secret" not in Path(f"/proc/{child}/cmdline").read_bytes()
+        server.signal()
+        assert server.wait() == 0
+    finally:
+        server.end()
+
+
 @pytest.mark.parametrize("flags", [(), ("--api-key", "k")])
 def test_a_server_open_to_the_network_without_a_key_is_warned_about(
     flags: tuple[str, ...], tmp_path: Path
