@@ -60,7 +60,7 @@ def parse_json(body: bytes) -> Body:
         raise RequestError("The body must be a JSON object.")
     # A body without that many brackets cannot be nested that deep.
     if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
-        _check_depth(fields)
+        check_depth(fields)
     return fields
 
 
@@ -75,8 +75,9 @@ def check_fields(fields: Body, shape: type[Shape]) -> Shape:
             raise type_error(str(error)) from None
 
 
-def _check_depth(value: Any) -> None:
-    level = [value]
+def check_depth(value: Any, param: str | None = None) -> None:
+    """RequestError if the value, that of field ``param`` or the body, is nested too deep."""
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(MAX_JSON_DEPTH):
         deeper: list[Any] = []
         for item in level:
@@ -85,7 +86,8 @@ def _check_depth(value: Any) -> None:
         if not deeper:
             return
         level = deeper
-    raise RequestError(f"The body is nested deeper than {MAX_JSON_DEPTH} levels.")
+    name = param or "The body"
+    raise RequestError(f"{name} is nested deeper than {MAX_JSON_DEPTH} levels.", param=param)
 
 
 def _whole_floats_as_ints(fields: Body) -> Body:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from minisgl_fast.api.chat_grammar import chat_grammar
 from minisgl_fast.api.chat_output import ChatOutputs, MessageFormat
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.openai_request import ChatRequest
@@ -48,6 +49,7 @@ class Chat:
         formats = Formats.choose(
             config.reasoning_parser, config.tool_call_parser, frontend.template.source
         )
+        self._formats = formats
         self._outputs = ChatOutputs(formats, frontend.tokenizer)
         found = {"tools": formats.tools, "thinking": formats.reasoning}
         self.capabilities = [name for name, form in found.items() if form is not None]
@@ -85,6 +87,7 @@ class Chat:
             raise
         prompt = self.render(body, messages)
         output = self._outputs.choose(body, prompt, call.form)
+        grammar = chat_grammar(body, self._formats, pipeline.tokenizer, prompt)
         if output is not None and self._outputs.keeps_special:
             params = replace(params, skip_special_tokens=False)
         pipeline.start(
@@ -105,6 +108,7 @@ class Chat:
                     not messages if body.add_special_tokens is None else body.add_special_tokens
                 ),
                 output=output,
+                grammar=grammar,
                 extras=call.extras,
                 logprobs=body.logprob_options,
                 logprobs_param="top_logprobs" if body.top_logprobs else "logprobs",

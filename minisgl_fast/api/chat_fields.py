@@ -1,8 +1,8 @@
 """The chat fields about tools and reasoning: what they may be, and what the template gets of them.
 
 Rules: a tool is a function with a name; what a client offers reaches the template as it came.
-``tool_choice`` none hides the tools from the model. A choice that the server would have to enforce
-(required, a named function) is refused by name.
+``tool_choice`` none hides the tools from the model; required, or the names of functions, binds it
+(chat_grammar.py).
 """
 
 from __future__ import annotations
@@ -83,11 +83,23 @@ def check_tools(tools: list[dict[str, Any]] | None, choice: str | dict[str, Any]
                 )
             names.add(tool.function.name)
     if choice not in (None, "none", "auto"):
-        _refuse_choice(choice, names)
+        _check_choice(choice, names)
 
 
-def _refuse_choice(choice: str | dict[str, Any] | None, names: set[str]) -> None:
-    """A choice that binds the model: say what is wrong with it, or that it is not there yet."""
+def bound_tools(
+    tools: list[dict[str, Any]], choice: str | dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Those of which an answer must call one; empty if it need not call any. A checked choice."""
+    if choice == "required":
+        return tools
+    if not isinstance(choice, dict):
+        return []
+    name = choice["function"]["name"]
+    return [tool for tool in tools if tool["function"]["name"] == name][:1]
+
+
+def _check_choice(choice: str | dict[str, Any], names: set[str]) -> None:
+    """A choice that binds the model."""
     param = "tool_choice"
     if isinstance(choice, dict) and choice.get("type") == "function":
         function = choice.get("function")
@@ -103,9 +115,6 @@ def _refuse_choice(choice: str | dict[str, Any] | None, names: set[str]) -> None
         )
     elif not names:
         raise RequestError("tool_choice required needs tools.", param=param)
-    raise RequestError(
-        "This server does not support tool_choice other than none and auto yet.", param=param
-    )
 
 
 def template_kwargs(

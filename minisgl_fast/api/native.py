@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -20,6 +21,7 @@ from minisgl_fast.api.openai_request import DEFAULT_COMPLETION_TOKENS, parse_gen
 from minisgl_fast.api.openai_response import GenerateFormat
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
+from minisgl_fast.api.structured import grammar_of, plain_grammar
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
@@ -52,7 +54,7 @@ class Native:
             return
         (prompt,) = prompts
         form = self._format(prompt.rid or request.request_id, prompt, body, received)
-        self._pipeline.start(_task(request, exchange, body, prompt, form, received))
+        self._pipeline.start(self._task(request, exchange, body, prompt, form, received))
 
     def _generate_simply(self, request: HttpRequest, exchange: Exchange, received: float) -> None:
         """Mini-SGLang's form: a prompt in, plain text out, streamed unless told otherwise."""
@@ -72,6 +74,7 @@ class Native:
                 default_max_tokens=max(DEFAULT_COMPLETION_TOKENS, params.min_tokens),
                 received=received,
                 stream=body.stream is not False,
+                grammar=plain_grammar(body, pipeline.tokenizer),
             )
         )
 
@@ -91,22 +94,25 @@ class Native:
             if isinstance(prompt.prompt, str):
                 pipeline.tokenizer.check_fits(prompt.prompt, limit, param=prompt.param)
 
+        batch = Batch(exchange, len(prompts))
+        tasks = []
+        for i, (prompt, part) in enumerate(zip(prompts, batch.parts, strict=True)):
+            rid = prompt.rid or f"{request.request_id}_{i}"
+            part.names = (rid, body.rid if isinstance(body.rid, str) else None)
+            form = self._format(rid, prompt, body, received, first=i * n, is_part=True)
+            tasks.append(self._task(request, part, body, prompt, form, received))
+
         def start(encoded: list[list[int]]) -> None:
-            batch = Batch(exchange, len(prompts))
-            sessions = []
-            for i, (prompt, part) in enumerate(zip(prompts, batch.parts, strict=True)):
-                rid = prompt.rid or f"{request.request_id}_{i}"
-                part.names = (rid, body.rid if isinstance(body.rid, str) else None)
-                form = self._format(rid, prompt, body, received, first=i * n, is_part=True)
-                task = _task(request, part, body, prompt, form, received)
-                sessions.append(pipeline.session(task, [encoded[i]]))
+            sessions = [
+                pipeline.session(task, [ids]) for task, ids in zip(tasks, encoded, strict=True)
+            ]
             pipeline.frontend.check_room(len(prompts) * n)
             batch.start(sessions)
 
         exchange.names = [body.rid] if isinstance(body.rid, str) else body.rid or ()
-        pipeline.encode(
-            request, exchange, [one.prompt for one in prompts], start, add_special_tokens=True
-        )
+        texts = [one.prompt for one in prompts]
+        encode = partial(pipeline.encode, request, exchange, texts, start, add_special_tokens=True)
+        pipeline.check_grammars(request, exchange, tasks, encode)
 
     def _format(
         self,
@@ -130,41 +136,42 @@ class Native:
             is_part=is_part,
         )
 
+    def _task(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        body: NativeRequest,
+        prompt: NativePrompt,
+        form: NativeFormat,
+        received: float,
+    ) -> Task:
+        asked = prompt.asked
+        fields = asked.fields
+        if prompt.rid is not None:
+            fields = msgspec.structs.replace(fields, rid=prompt.rid)
+        options = prompt.logprobs.options
+        if asked.max_tokens == 0 and not options.is_wanted:
+            options = PROMPT_ALONE
 
-def _task(
-    request: HttpRequest,
-    exchange: Exchange,
-    body: NativeRequest,
-    prompt: NativePrompt,
-    form: NativeFormat,
-    received: float,
-) -> Task:
-    asked = prompt.asked
-    fields = asked.fields
-    if prompt.rid is not None:
-        fields = msgspec.structs.replace(fields, rid=prompt.rid)
-    options = prompt.logprobs.options
-    if asked.max_tokens == 0 and not options.is_wanted:
-        options = PROMPT_ALONE
+        def make_format(prompts: list[list[int]]) -> NativeFormat:
+            prompt.logprobs.check_start(len(prompts[0]))
+            return form
 
-    def make_format(prompts: list[list[int]]) -> NativeFormat:
-        prompt.logprobs.check_start(len(prompts[0]))
-        return form
-
-    return Task(
-        route=GENERATE,
-        request=request,
-        exchange=exchange,
-        body=fields,
-        prompts=[prompt.prompt],
-        params=asked.params,
-        make_format=make_format,
-        max_tokens=asked.max_tokens,
-        default_max_tokens=max(DEFAULT_NEW_TOKENS, asked.params.min_tokens),
-        received=received,
-        stream=bool(body.stream),
-        param=prompt.param,
-        extras=form,
-        logprobs=options,
-        logprobs_param="top_logprobs_num",
-    )
+        return Task(
+            route=GENERATE,
+            request=request,
+            exchange=exchange,
+            body=fields,
+            prompts=[prompt.prompt],
+            params=asked.params,
+            make_format=make_format,
+            max_tokens=asked.max_tokens,
+            default_max_tokens=max(DEFAULT_NEW_TOKENS, asked.params.min_tokens),
+            received=received,
+            stream=bool(body.stream),
+            param=prompt.param,
+            extras=form,
+            logprobs=options,
+            logprobs_param="top_logprobs_num",
+            grammar=grammar_of(asked.constraint, self._pipeline.tokenizer),
+        )

@@ -9,7 +9,7 @@ not do is refused by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -25,6 +25,7 @@ from minisgl_fast.api.sampling_params import (
     check_token_ids,
     sampling_params,
 )
+from minisgl_fast.api.structured import Constraint, constraint_of
 from minisgl_fast.errors import RequestError
 from minisgl_fast.params import SamplingParams
 
@@ -85,6 +86,10 @@ class NativeSampling(msgspec.Struct, kw_only=True):
     no_stop_trim: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
+    json_schema: str | dict[str, Any] | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
 
 
 class NativeRequest(msgspec.Struct, kw_only=True):
@@ -129,11 +134,13 @@ class NativeRequest(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One ``sampling_params``, checked. ``max_tokens``: the client's own, None if it gave none."""
+    """One ``sampling_params``, checked. ``max_tokens``: the client's own, None if it gave none.
+    ``constraint`` binds the answers."""
 
     fields: SamplingFields
     params: SamplingParams
     max_tokens: int | None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +299,10 @@ def _sampling(given: Any, body: NativeRequest, where: str, vocab_size: int) -> A
             ignore_eos=asked.ignore_eos,
             no_stop_trim=asked.no_stop_trim,
             skip_special_tokens=asked.skip_special_tokens,
+            json_schema=asked.json_schema,
+            regex=asked.regex,
+            ebnf=asked.ebnf,
+            structural_tag=asked.structural_tag,
             priority=body.priority,
             cache_salt=body.cache_salt,
             extra_key=body.extra_key,
@@ -300,9 +311,12 @@ def _sampling(given: Any, body: NativeRequest, where: str, vocab_size: int) -> A
         # 0 needs no parameters; SamplingParams knows only 1 and more.
         params = sampling_params(fields, None, fields.max_tokens or None)
         check_token_ids(params, vocab_size)
+        constraint = constraint_of(fields)
     except RequestError as error:
         raise _in_native_words(error, where) from None
-    return Asked(fields, params, fields.max_tokens)
+    if constraint is not None:
+        constraint = replace(constraint, param=f"{where}.{constraint.param}")
+    return Asked(fields, params, fields.max_tokens, constraint)
 
 
 def _in_native_words(error: RequestError, where: str) -> RequestError:

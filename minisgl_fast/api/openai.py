@@ -20,6 +20,7 @@ from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, Echo,
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.sampling_fields import SamplingFields
+from minisgl_fast.api.structured import plain_grammar
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.text.template import message_text
@@ -105,6 +106,7 @@ class OpenAI:
                 stream=bool(body.stream),
                 add_special_tokens=body.add_special_tokens is not False,
                 extras=extras,
+                grammar=plain_grammar(body, pipeline.tokenizer),
             )
         )
 

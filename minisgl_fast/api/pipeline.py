@@ -25,6 +25,7 @@ from typing import Any
 from minisgl_fast.api.body import check_content_type
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.grammar_text import RequestGrammar
 from minisgl_fast.api.logprobs import NO_LOGPROBS, LogprobOptions, check_num_values
 from minisgl_fast.api.openai_request import Prompt
 from minisgl_fast.api.openai_response import ResponseFormat
@@ -41,6 +42,7 @@ from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.server.exchange import JSON, Exchange
 from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.server.grammar_checker import GrammarError
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import Metrics
 from minisgl_fast.wire import Task as EngineTask
@@ -51,7 +53,8 @@ MAX_KEPT_PARAMS = 4096
 # Fields that do not make parameters; any other may.
 _NOT_PARAMS = frozenset(
     ("model", "stream", "stream_options", "n", "cache_salt", "messages", "prompt", "max_tokens",
-     "max_completion_tokens", "chat_template_kwargs")
+     "max_completion_tokens", "chat_template_kwargs", "response_format", "regex", "ebnf",
+     "json_schema", "structural_tag", "structured_outputs", "tools", "tool_choice")
 )  # fmt: skip
 _key_fields: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
@@ -79,6 +82,7 @@ class Task:
     leaves (None fills it). ``logprobs_param`` names the field that asked for them; ``kind`` is what
     the engine does. ``param`` names the prompt's field. ``output`` makes what takes the text of a
     choice apart, None where all of it is content; ``extras`` are those that the format writes.
+    ``grammar`` binds every choice, once ``checked`` has its text for the engine.
     """
 
     route: str
@@ -99,6 +103,8 @@ class Task:
     logprobs: LogprobOptions = NO_LOGPROBS
     logprobs_param: str = "logprobs"
     kind: int = EngineTask.GENERATE
+    grammar: RequestGrammar | None = None
+    checked: bytes = b""
 
 
 class Pipeline:
@@ -168,13 +174,65 @@ class Pipeline:
         for prompt in task.prompts:
             if isinstance(prompt, str) and task.body.truncate_prompt_tokens is None:
                 self.tokenizer.check_fits(prompt, limit, param=task.param)
-        self.encode(
+        encode = partial(
+            self.encode,
             task.request,
             task.exchange,
             task.prompts,
             partial(self._run, task),
             add_special_tokens=task.add_special_tokens,
         )
+        self.check_grammars(task.request, task.exchange, [task], encode)
+
+    def check_grammars(
+        self,
+        request: HttpRequest,
+        exchange: Exchange,
+        tasks: Sequence[Task],
+        then: Callable[[], None],
+    ) -> None:
+        """Call ``then`` when the grammars of all tasks are known to be good: at once, or later if
+        one has to be compiled. A bad one is a RequestError that names its field."""
+        unknown = [task for task in tasks if not self._knows_grammar(task)]
+        if unknown:
+            self.run(request, exchange, self._compile_later(exchange, unknown, then))
+        else:
+            then()
+
+    def _knows_grammar(self, task: Task) -> bool:
+        grammar = task.grammar
+        if grammar is None:
+            return True
+        try:
+            text = self.frontend.grammars(grammar.param).lookup(grammar.text)
+        except GrammarError as error:
+            raise _grammar_error(grammar, error) from None
+        task.checked = b"" if text is None else text.encode()
+        return text is not None
+
+    async def _compile_later(
+        self, exchange: Exchange, tasks: Sequence[Task], then: Callable[[], None]
+    ) -> None:
+        self._encoding[exchange] = False
+        try:
+            for task in tasks:
+                grammar = task.grammar
+                assert grammar is not None
+                checker = self.frontend.grammars(grammar.param)
+                future = checker.check(grammar.text)
+                compiled = asyncio.wrap_future(future)
+                await asyncio.wait([compiled])
+                compiled.exception()  # looked at, for asyncio's peace
+                try:
+                    task.checked = checker.learn(grammar.text, future).encode()
+                except GrammarError as error:
+                    raise _grammar_error(grammar, error) from None
+                if self._encoding[exchange]:
+                    raise RequestError("The request was aborted.")
+        finally:
+            del self._encoding[exchange]
+        if not exchange.closed:
+            then()
 
     def encode(
         self,
@@ -320,6 +378,8 @@ class Pipeline:
             task.body.priority or 0,
             task.logprobs,
             task.kind,
+            task.checked,
+            None if task.grammar is None else task.grammar.param,
         )
 
     def _cut(self, prompt: list[int], task: Task) -> list[int]:
@@ -340,3 +400,7 @@ def _is_called(exchange: Exchange, name: str | None) -> bool:
     own = exchange.request.request_id
     answers = (prefix + own for prefix in ("chatcmpl-", "cmpl-", "msg_", "resp_"))
     return name is None or name in (own, *answers, *exchange.names)
+
+
+def _grammar_error(grammar: RequestGrammar, error: GrammarError) -> RequestError:
+    return RequestError(f"{grammar.param} cannot be followed: {error}.", param=grammar.param)

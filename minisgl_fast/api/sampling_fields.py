@@ -6,7 +6,7 @@ Types are checked by the Struct, ranges by sampling_params.py; the descriptions 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -125,6 +125,33 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     n: Annotated[int | None, doc("Answers per prompt.", minimum=1, maximum=MAX_N)] = None
     stream: Annotated[bool | None, doc("Answer in server-sent events.")] = None
     stream_options: Annotated[StreamOptions | None, doc("Only with `stream`.")] = None
+    response_format: Annotated[
+        dict[str, Any] | None,
+        doc(
+            "What the text must be: of type `json_object`, `json_schema` (with `strict`, keywords "
+            "that cannot be enforced are an error), `structural_tag`, or `text`."
+        ),
+    ] = None
+    regex: Annotated[
+        str | None, doc("A regular expression of the whole text; no look-around, no references.")
+    ] = None
+    ebnf: Annotated[
+        str | None, doc("A grammar of the text, in llama.cpp's, SGLang's or Lark's notation.")
+    ] = None
+    json_schema: Annotated[
+        str | dict[str, Any] | None, doc("A JSON schema of the text, or its JSON in a string.")
+    ] = None
+    structural_tag: Annotated[
+        str | dict[str, Any] | None,
+        doc("Markup in a free text that has a form to keep, or its JSON in a string."),
+    ] = None
+    structured_outputs: Annotated[
+        dict[str, Any] | None,
+        doc(
+            "One of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`, as "
+            "vLLM has them."
+        ),
+    ] = None
     return_token_ids: Annotated[
         bool | None, doc("Add `prompt_token_ids`, and `token_ids` to every choice and its events.")
     ] = None

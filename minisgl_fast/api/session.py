@@ -27,7 +27,7 @@ from minisgl_fast.api.logprobs import (
     TokenLogprobs,
 )
 from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage, json_escaped
-from minisgl_fast.errors import EngineError, MinisglError
+from minisgl_fast.errors import EngineError, MinisglError, RequestError
 from minisgl_fast.params import SamplingParams, stop_program
 from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.exchange import Exchange
@@ -61,6 +61,8 @@ class Generation:
     priority: int = 0
     logprobs: LogprobOptions = NO_LOGPROBS
     task: int = Task.GENERATE
+    grammar: bytes = b""
+    grammar_param: str | None = None
 
     @property
     def needs_engine(self) -> bool:
@@ -136,6 +138,7 @@ class Session(Response):
                 prompt_logprobs_from=generation.logprobs.prompt_from,
                 logprob_ids=generation.logprobs.ids,
                 task=generation.task,
+                grammar=generation.grammar,
             )
         self._metrics.num_prompt_tokens += self._usage.prompt_tokens
 
@@ -167,6 +170,13 @@ class Session(Response):
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
         if choice.reason == FinishReason.ERROR:
             raise EngineError("The engine could not compute this request.")
+        if choice.reason == FinishReason.GRAMMAR:
+            param = self._generation.grammar_param
+            raise RequestError(
+                f"{param} cannot be followed any further: no token of the model may come next, or "
+                "to find out takes too long.",
+                param=param,
+            )
         matched: str | int | None = None
         if choice.stopped_by_string:
             reason = "stop"

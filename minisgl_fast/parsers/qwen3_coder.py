@@ -220,7 +220,7 @@ class Qwen3CoderParser:
         return True
 
     def _begin_value(self, key: str, events: list[Event]) -> None:
-        self._types = _types(self._properties.get(key))
+        self._types = schema_types(self._properties.get(key))
         self._value = []
         self._is_first = True
         start = (", " if self._num_arguments else "{") + _quoted(key) + ": "
@@ -240,7 +240,7 @@ class Qwen3CoderParser:
             self._value.append(text)
 
 
-def _types(schema: Any) -> frozenset[str]:
+def schema_types(schema: Any) -> frozenset[str]:
     """The types that a schema allows; what it does not say is a string."""
     if isinstance(schema, Mapping):
         kind = schema.get("type")
@@ -250,7 +250,7 @@ def _types(schema: Any) -> frozenset[str]:
             return frozenset(name for name in kind if isinstance(name, str))
         for key in ("anyOf", "oneOf"):
             if isinstance(schema.get(key), (list, tuple)):
-                return frozenset[str]().union(*map(_types, schema[key]))
+                return frozenset[str]().union(*map(schema_types, schema[key]))
         if "$ref" in schema or "properties" in schema:
             return frozenset(("object", "array", "number", "boolean", "null", "string"))
     return frozenset(("string",))

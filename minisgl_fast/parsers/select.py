@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from minisgl_fast.parsers.events import PLAIN, Content, Event, Parser, Steady, ToolParser
 from minisgl_fast.parsers.gpt_oss import ENDS, MESSAGE, STARTS, GptOssParser
@@ -59,6 +59,14 @@ _MARKS = {
 }
 
 
+class OpenReasoning(NamedTuple):
+    """``is_open``: an answer begins within its reasoning; else the model may begin one."""
+
+    start: str
+    end: str
+    is_open: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Formats:
     """The formats of one model's answers, None where it has none."""
@@ -87,6 +95,14 @@ class Formats:
         reasoning has no end of its own."""
         form = FORMATS.get(self.reasoning or "")
         return (form.end, *_MARKS.get(self.tools or "", ())[:1]) if form else ()
+
+    def reasoning_format(self, prompt: str) -> OpenReasoning | None:
+        """How an answer to the prompt begins; None if it does not reason."""
+        form = FORMATS.get(self.reasoning or "")
+        end = prompt[-MAX_TAIL:].rstrip()
+        if form is None or end.endswith(form.end):  # where the template closed it, thinking is off
+            return None
+        return OpenReasoning(form.start, form.end, form.forced or end.endswith(form.start))
 
     def parser(
         self,

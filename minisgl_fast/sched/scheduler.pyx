@@ -258,8 +258,11 @@ cdef class Scheduler:
         cdef int reason
         if token < 0:
             reason = ERROR
-            if request.grammar is not None and request.grammar.has_ended:
-                reason = EOS if request.grammar.is_accepting else GRAMMAR
+            if request.grammar is not None:
+                if request.grammar.has_ended:
+                    reason = EOS if request.grammar.is_accepting else GRAMMAR
+                elif not request.bias_ids.empty():
+                    reason = GRAMMAR  # what it allows is banned
             request.poisoned = reason == ERROR
             self._finish(request, -1, reason)
             return

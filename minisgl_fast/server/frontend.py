@@ -26,6 +26,7 @@ from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
 from minisgl_fast.params import SamplingDefaults, SamplingParams
 from minisgl_fast.server.deliver import Choice, Dispatcher
+from minisgl_fast.server.grammar_checker import GrammarChecker, make_checker
 from minisgl_fast.server.peers import Peers
 from minisgl_fast.server.rate import Rate
 from minisgl_fast.text.template import ChatTemplate
@@ -108,6 +109,7 @@ class Frontend:
         self.generation_rate = Rate()
         self.peers = peers or Peers()
         self._channel: Channel | None = None
+        self._checker: GrammarChecker | None = None
         self._flush_is_due = False
         self._flushes: dict[int, asyncio.Future[bool]] = {}
         self._last_ticket = 0
@@ -124,6 +126,8 @@ class Frontend:
     def close(self) -> None:
         """The end of this process: close the channel, whose end-of-file is then no failure."""
         self._enter("closed")
+        if self._checker is not None:
+            self._checker.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -143,6 +147,18 @@ class Frontend:
         limit = -(-self.config.max_queued_requests // self.config.frontends)
         if len(self.dispatcher) + num_choices > limit:
             raise OverloadedError("The request queue is full. Please try again later.")
+
+    def grammars(self, param: str) -> GrammarChecker:
+        """What checks grammars. RequestError, of the field that asks for one, if there are none."""
+        if not self.check_ready().grammars:
+            raise RequestError(
+                f"This server cannot follow {param}: structured output needs the package "
+                "llguidance (pip install 'minisgl_fast[structured]') on the engine's side.",
+                param=param,
+            )
+        if self._checker is None:
+            self._checker = make_checker(self.tokenizer.vocabulary())
+        return self._checker
 
     def room_for(self, prompt: Sequence[int], max_tokens: int | None, *, param: str) -> int:
         """How many tokens to generate behind this prompt at most.
@@ -185,6 +201,7 @@ class Frontend:
         prompt_logprobs_from: int = -1,
         logprob_ids: Sequence[int] = (),
         task: int = Task.GENERATE,
+        grammar: bytes = b"",
     ) -> int:
         """Send one generation to the engine; returns its rid. Lengths were checked before.
 
@@ -204,6 +221,7 @@ class Frontend:
             prompt_logprobs_from=prompt_logprobs_from,
             logprob_ids=logprob_ids,
             task=task,
+            grammar=grammar,
         )
         self._send(FrameKind.ADD, payload)
         return rid

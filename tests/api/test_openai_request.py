@@ -164,10 +164,6 @@ def test_a_temperature_too_small_for_float32_is_greedy():
 REFUSED = [
     ("prompt_logprobs", 1),
     ("functions", [{"name": "f"}]),
-    ("response_format", {"type": "json_object"}),
-    ("regex", "a+"),
-    ("ebnf", "root ::= x"),
-    ("structured_outputs", {"choice": ["a"]}),
     ("thinking_token_budget", 5),
     ("modalities", ["text", "audio"]),
     ("return_meta_info", True),
@@ -184,13 +180,6 @@ def test_what_is_not_built_yet_is_refused_by_name(field, value):
 
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
-
-
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
-def test_a_choice_that_binds_the_model_is_refused_by_name(choice):
-    error = refused(parse_chat, {"messages": USER, "tools": TOOLS, "tool_choice": choice})
-    assert error.param == "tool_choice"
-    assert "not support" in error.message
 
 
 @pytest.mark.parametrize(

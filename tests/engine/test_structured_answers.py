@@ -1,0 +1,104 @@
+"""What a model with random weights answers where a grammar binds it, end to end but for HTTP."""
+
+import json
+import re
+
+import jsonschema
+import pytest
+from grammar_driver import Formats, GrammarDriver, parsed
+from schemas import make_schema
+from tiny_folder import make_tiny_model
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 6},
+        "days": {"type": "integer", "minimum": 0, "maximum": 9},
+        "unit": {"enum": ["c", "f"]},
+        "wind": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        "mix": {"anyOf": [{"type": "null"}, {"type": "boolean"}]},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+]
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+TOOL_FORMATS = ("qwen25", "qwen3_coder", "llama3", "pythonic", "mistral")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    folder = make_tiny_model(tmp_path_factory.mktemp("structured") / "tiny")
+    driver = GrammarDriver(folder, max_running_requests=100, num_pages=8192)
+    yield driver
+    driver.close()
+
+
+def json_schema(schema, **more):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **more}}
+
+
+@pytest.mark.parametrize("first", [0, 100])
+def test_answers_to_200_schemas_are_valid(driver, first):
+    schemas = [make_schema(seed) for seed in range(first, first + 100)]
+    grammars = [
+        driver.grammar(response_format=json_schema(schema, strict=True)) for schema in schemas
+    ]
+    texts = driver.texts(grammars, seed=first)
+    for schema, text in zip(schemas, texts, strict=True):
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 3.0])
+def test_regex_choice_and_ebnf_are_obeyed_at_any_temperature(driver, temperature):
+    fields = [
+        ({"regex": r"^(\d{2,3}/[a-f]x?){1,3}$"}, r"(?:[0-9]{2,3}/[a-f]x?){1,3}"),
+        ({"structured_outputs": {"regex": r"[\d.]{1,4}\.png"}}, r"[0-9.]{1,4}\.png"),
+        ({"structured_outputs": {"choice": ["yes", "no", "非常"]}}, r"yes|no|非常"),
+        ({"ebnf": 'root ::= "<" item{1,3} ">"\nitem ::= [a-c] | "é,"'}, r"<(?:[a-c]|é,){1,3}>"),
+        ({"structured_outputs": {"grammar": 'start: "a" B\nB: /[0-9]{2}/'}}, r"a[0-9]{2}"),
+    ]
+    grammars = [driver.grammar(**one) for one, _ in fields] * 5
+    texts = driver.texts(grammars, temperature=temperature)
+    for index, text in enumerate(texts):
+        assert re.fullmatch(fields[index % len(fields)][1], text), text
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_bound_calls_are_read_by_the_parser_and_satisfy_the_schema(driver, name):
+    formats = Formats(None, name)
+    cases = [
+        ({"tool_choice": "required"}, {"get_weather", "now"}, 20),
+        ({"tool_choice": "required", "parallel_tool_calls": False}, {"get_weather", "now"}, 1),
+        ({"tool_choice": NAMED}, {"get_weather"}, 1),
+    ]
+    grammars = [driver.grammar(formats, tools=TOOLS, **fields) for fields, _, _ in cases] * 8
+    called = set()
+    for index, text in enumerate(driver.texts(grammars)):
+        _, names, most = cases[index % len(cases)]
+        calls, content, _ = parsed(formats, text, TOOLS)
+        assert calls and not content.strip(), text
+        assert len(calls) <= most or most == 20
+        for function, arguments in calls:
+            assert function in names
+            jsonschema.validate(
+                arguments, CITY if function == "get_weather" else {"maxProperties": 0}
+            )
+            called.add(function)
+    assert called == {"get_weather", "now"}
+
+
+def test_what_binds_an_answer_begins_behind_its_reasoning(driver):
+    formats = Formats("qwen3", "qwen25")
+    choice = {"structured_outputs": {"choice": ["yes", "no"]}}
+    closed = driver.grammar(formats, "<think>\n\n</think>\n\n", **choice)
+    assert set(driver.texts([closed] * 6)) <= {"yes", "no"}
+    # A model whose tags are easy to hit by chance: one character each.
+    maybe = driver.grammar(formats, "", **choice)
+    for text in driver.texts([maybe] * 6, max_tokens=1500):
+        if text != "LENGTH":
+            calls, content, _ = parsed(formats, text, [])
+            assert not calls and content in ("yes", "no")
