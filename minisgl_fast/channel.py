@@ -8,6 +8,7 @@ not take is kept and sent later; the death of a peer is end-of-file. A frame lon
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 import struct
@@ -19,6 +20,7 @@ from minisgl_fast.wire import FRAME_HEADER_BYTES, frame
 # The longest real frame is an ADD at 4 bytes a prompt token: room for 64 million tokens.
 MAX_FRAME_BYTES = 1 << 28
 RECEIVE_BYTES = 1 << 20
+MAX_SOCKETS = 8  # that come in one read
 _HEADER = struct.Struct("<IB")
 
 
@@ -72,6 +74,7 @@ class EngineChannel:
         self._sock = sock
         self._reader = FrameReader()
         self._unsent = bytearray()
+        self._sockets: list[socket.socket] = []
         self.closed = False
 
     def fileno(self) -> int:
@@ -86,17 +89,23 @@ class EngineChannel:
         frames: list[tuple[int, bytes]] = []
         while True:
             try:
-                data = self._sock.recv(RECEIVE_BYTES)
+                data, descriptors, _, _ = socket.recv_fds(self._sock, RECEIVE_BYTES, MAX_SOCKETS)
             except BlockingIOError:
                 return frames
             except ConnectionError:
-                data = b""
+                data, descriptors = b"", []
+            self._sockets += [socket.socket(fileno=descriptor) for descriptor in descriptors]
             if not data:
                 self.closed = True
                 return frames
             frames += self._reader.feed(data)
             if len(data) < RECEIVE_BYTES:
                 return frames
+
+    def take_sockets(self) -> list[socket.socket]:
+        """The sockets that came with JOIN frames."""
+        sockets, self._sockets = self._sockets, []
+        return sockets
 
     def send(self, kind: int, payload: bytes) -> None:
         """Queue a frame and send what the socket takes."""
@@ -157,6 +166,18 @@ class FrontendChannel(asyncio.Protocol):
         """Send one frame; silently dropped when the engine is gone (``on_close`` has told)."""
         if self._transport is not None:
             self._transport.write(frame(kind, payload))
+
+    def send_socket(self, kind: int, sock: socket.socket) -> bool:
+        """Send a frame with a socket for the other end; False where that cannot be done now."""
+        if self._transport is None or self._transport.get_write_buffer_size():
+            return False  # it would come in the middle of a frame
+        descriptor = self._transport.get_extra_info("socket").fileno()
+        with socket.socket(fileno=os.dup(descriptor)) as channel:
+            try:
+                socket.send_fds(channel, [frame(kind, b"")], [sock.fileno()])
+            except OSError:
+                return False
+        return True
 
     def close(self) -> None:
         if self._transport is not None:

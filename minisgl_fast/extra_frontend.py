@@ -13,7 +13,8 @@ port only when it can serve.
 
 Rules: signals are the main process's to handle, and ignored here; the end of the link is an order
 to exit at once; the end of the engine ends every frontend by itself. An extra frontend that dies
-takes its own connections with it, the engine drops its requests, and the others go on.
+takes its own connections with it and the engine drops its requests; the others go on, and another
+is started whose channel goes to the engine with a JOIN frame.
 """
 
 from __future__ import annotations

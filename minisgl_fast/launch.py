@@ -80,7 +80,10 @@ class _Launch:
         ]
         self._address = ""  # as in a URL, with the real port
         self._addresses: list[tuple[str, int]] = []
+        self._path: Path | None = None  # known from when the frontends load
+        self._channel: FrontendChannel | None = None
         self._is_announced = False
+        self._replacements: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[int] | None = None
         self._num_signals = 0
         self._drain: asyncio.Task[None] | None = None
@@ -105,7 +108,7 @@ class _Launch:
             extra.spawn(ours)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
-        channel = await self._service.connect(pairs[0][0])
+        channel = self._channel = await self._service.connect(pairs[0][0])
         for extra in self._extras:
             await extra.connect()
         start = asyncio.ensure_future(self._start(loop, channel))
@@ -158,6 +161,7 @@ class _Launch:
         if self._config.fake_engine:
             settings["fake_tokens"] = tokenizer.encode(FAKE_TEXT)
         channel.send(FrameKind.CONFIG, json.dumps(settings).encode())
+        self._path = path
         for extra in self._extras:
             extra.load(self._config, path, self._addresses)
         # While the engine loads, or after: requests need not wait for it.
@@ -190,15 +194,40 @@ class _Launch:
         """An extra frontend became ready, or ended."""
         lost = [extra for extra in self._extras if extra.has_ended]
         if lost and not self._service.is_ending and not self._num_signals:
-            print(
-                "minisgl-fast: error: a frontend process ended unexpectedly, the others go on.",
-                file=sys.stderr,
-                flush=True,
-            )
             self._extras = [extra for extra in self._extras if not extra.has_ended]
             for extra in lost:
-                asyncio.get_running_loop().run_in_executor(None, extra.wait, PROCESS_EXIT_TIMEOUT_S)
+                task = asyncio.ensure_future(self._replace(extra))
+                self._replacements.add(task)
+                task.add_done_callback(self._replacements.discard)
         self._announce()
+
+    async def _replace(self, lost: ExtraFrontend) -> None:
+        """Start another frontend for one that has died, unless it never worked."""
+        path, channel = self._path, self._channel
+        print(
+            "minisgl-fast: error: a frontend process ended unexpectedly, "
+            + ("another is started." if lost.is_ready else "the others go on."),
+            file=sys.stderr,
+            flush=True,
+        )
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lost.wait, PROCESS_EXIT_TIMEOUT_S)
+        if not lost.is_ready or path is None or channel is None:
+            return
+        ours, theirs = socket.socketpair()
+        while not channel.send_socket(FrameKind.JOIN, theirs):
+            await asyncio.sleep(DRAIN_POLL_S)
+            if self._service.is_ending or self._num_signals:
+                break
+        theirs.close()
+        if self._service.is_ending or self._num_signals:
+            ours.close()
+            return
+        extra = ExtraFrontend(self._service, self._on_extra)
+        self._extras.append(extra)
+        extra.spawn(ours)
+        await extra.connect()
+        extra.load(self._config, path, self._addresses)
 
     def _announce(self) -> None:
         """Say once that all frontends are ready."""

@@ -9,6 +9,7 @@ cpdef enum FrameKind:
     ABORT = 2
     CONFIG = 3
     FLUSH = 4
+    JOIN = 5
     # engine -> frontend
     PROGRESS = 16
     READY = 17

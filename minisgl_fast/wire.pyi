@@ -10,6 +10,7 @@ class FrameKind(IntEnum):
     ABORT = 2
     CONFIG = 3
     FLUSH = 4
+    JOIN = 5
     PROGRESS = 16
     READY = 17
     STEP = 18

@@ -7,6 +7,7 @@ travel over one AF_UNIX stream socketpair per frontend (channel.py).
                                    "vocabulary"}, first
     ADD       frontend -> engine   AddHeader and its arrays (wire.pxd)
     ABORT     frontend -> engine   u32 rid
+    JOIN      frontend -> engine   nothing, but a socket comes with it: another frontend's channel
     FLUSH     frontend -> engine   u32 ticket: forget all cached prefixes
     PROGRESS  engine -> frontend   JSON {"stage", "done", "total"} while the engine starts
     READY     engine -> frontend   JSON with what a frontend must know of the model and the cache

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,28 +162,41 @@ def test_a_drain_that_takes_too_long_on_an_extra_frontend_ends_with_4(start: Sta
         stream.close()
 
 
-def test_the_death_of_an_extra_frontend_ends_its_streams_alone(start: Start) -> None:
+def test_the_death_of_an_extra_frontend_ends_its_streams_alone_and_another_comes(
+    start: Start,
+) -> None:
     server = start()
     streams = open_streams(server)
     extra = children(server)["extra_frontend"]
     os.kill(extra, signal.SIGKILL)
-    server.wait_line(server.errors, "a frontend process ended unexpectedly")
+    server.wait_line(server.errors, "a frontend process ended unexpectedly, another is started")
     eventually(lambda: not Path(f"/proc/{extra}").exists())
-    prefix = server.request("GET", "/health")[1]["x-request-id"].rpartition("-")[0]
-    assert prefix in streams
+    (alive,) = [owner for owner, some in streams.items() if goes_on(some[0])]
     for owner, some in streams.items():
         for stream in some:
-            if owner == prefix:
-                stream.wait_events(stream.received.count(b"data: ") + 20)
-            else:
-                assert b"[DONE]" not in stream.rest()
-    eventually(lambda: server.metric("minisgl_requests_running") == len(streams[prefix]))
-    for _ in range(8):  # no connection is lost to the dead one
-        assert server.request("GET", "/health")[0] == 200
-    for stream in everyone(streams):
+            assert goes_on(stream) is (owner == alive)
+    eventually(lambda: server.metric("minisgl_requests_running") == len(streams[alive]))
+    eventually(lambda: server.metric("minisgl_frontends") == 2)
+    assert children(server)["extra_frontend"] != extra
+    more = open_streams(server)
+    assert len({*streams, *more}) == 3
+    num_running = NUM_STREAMS + len(streams[alive])
+    eventually(lambda: server.metric("minisgl_requests_running") == num_running)
+    for stream in everyone(streams) + everyone(more):
         stream.close()
+    eventually(lambda: server.metric("minisgl_requests_running") == 0)
     server.signal()
     assert server.wait() == 0
+
+
+def goes_on(stream: Stream) -> bool:
+    """Whether a stream brings more; else it has been cut."""
+    deadline = time.monotonic() + 0.2
+    while time.monotonic() < deadline:
+        if not stream.read_some():
+            assert b"[DONE]" not in stream.received
+            return False
+    return True
 
 
 def test_the_death_of_the_engine_is_told_by_all_frontends(start: Start) -> None:

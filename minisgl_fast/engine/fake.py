@@ -147,6 +147,8 @@ class FakeEngine:
     def __init__(self, sockets: list[socket.socket]) -> None:
         self._sockets = sockets
         self._lanes: list[Lane] = []
+        self._tokens: list[int] = []
+        self._facts = b""
         self._tick_s = 0.0
         self._credit: mmap.mmap | None = None
         self._credit_before = 0  # what it said when the engine was last idle
@@ -169,7 +171,8 @@ class FakeEngine:
         if config["credit_file"] is not None:
             with Path(config["credit_file"]).open("r+b") as file:
                 self._credit = mmap.mmap(file.fileno(), 8)
-        self._lanes = [Lane(sock, settings["fake_tokens"]) for sock in self._sockets]
+        self._tokens = settings["fake_tokens"]
+        self._lanes = [Lane(sock, self._tokens) for sock in self._sockets]
         facts = {
             "max_model_len": config["max_model_len"] or MAX_MODEL_LEN,
             "vocab_size": settings["vocab_limit"],
@@ -181,8 +184,9 @@ class FakeEngine:
             "device": "fake",
             "grammars": False,
         }
+        self._facts = json.dumps(facts).encode()
         for lane in self._lanes:
-            lane.channel.send(FrameKind.READY, json.dumps(facts).encode())
+            lane.channel.send(FrameKind.READY, self._facts)
         return True
 
     def serve(self) -> None:
@@ -190,6 +194,9 @@ class FakeEngine:
         while True:
             for lane in self._lanes:
                 lane.receive()
+            for sock in [sock for lane in self._lanes for sock in lane.channel.take_sockets()]:
+                self._lanes.append(Lane(sock, self._tokens))
+                self._lanes[-1].channel.send(FrameKind.READY, self._facts)
             self._lanes = [lane for lane in self._lanes if not lane.channel.closed]
             if not self._lanes:
                 return

@@ -1,8 +1,8 @@
 """The engine process: ``python -m minisgl_fast.engine.worker FD [FD ...]``.
 
-Each FD is the engine's end of one frontend's socketpair. The first frame on the first channel is
-CONFIG; then the engine loads, tells its PROGRESS, says READY on every channel, and works until
-every frontend is gone.
+Each FD is the engine's end of one frontend's socketpair; more may come by JOIN frames. The first
+frame on the first channel is CONFIG; then the engine loads, tells its PROGRESS, says READY on every
+channel, and works until every frontend is gone.
 
 Rules: one thread; never blocks while there is work; a frontend that is gone takes its requests with
 it; an error of the engine itself ends the process after a FATAL frame that says why.
@@ -88,9 +88,14 @@ def _load(channels: list[EngineChannel]) -> Engine | None:
 def _serve(engine: Engine, channels: list[EngineChannel]) -> None:
     """Work until every frontend is gone."""
     live = dict(enumerate(channels))
+    num_channels = len(channels)
     last_stats_s = last_check_s = 0.0
     while True:
         received = [_receive(engine, number, channel) for number, channel in live.items()]
+        for sock in [sock for channel in live.values() for sock in channel.take_sockets()]:
+            joined = live[num_channels] = EngineChannel(sock)
+            num_channels += 1
+            joined.send(FrameKind.READY, json.dumps(engine.facts()).encode())
         # The end of a channel shows when it is read and when it is written to.
         for number in [number for number, channel in live.items() if channel.closed]:
             engine.abort_channel(number)

@@ -51,6 +51,9 @@ class Peer:
     def send(self, kind: int, payload: bytes) -> None:
         self._sock.sendall(frame(kind, payload))
 
+    def send_socket(self, kind: int, sock: socket.socket) -> None:
+        socket.send_fds(self._sock, [frame(kind, b"")], [sock.fileno()])
+
     def configure(self, model: Path, **settings: Any) -> None:
         config = Config(
             **{
@@ -249,6 +252,27 @@ def test_a_frontend_that_dies_takes_its_requests_and_no_others(
     second.add(2, [1, 2, 3], 4)
     assert len(second.collect({2})[2][0]) == 4
     second.close()
+    assert worker.wait() == (0, "")
+
+
+def test_a_frontend_can_join_later(spawn: Spawn, tiny_model: Path) -> None:
+    worker = spawn()
+    (first,) = worker.peers
+    first.configure(tiny_model)
+    first.expect(FrameKind.READY)
+    first.add(1, [5] * 30, 900)
+    for _ in range(2):
+        ours, theirs = socket.socketpair()
+        first.send_socket(FrameKind.JOIN, theirs)
+        theirs.close()
+        joined = Peer(ours)
+        assert json.loads(joined.expect(FrameKind.READY)) == FACTS
+        # The same rid as the first one's is another request.
+        joined.add(1, [5] * 30, 20)
+        assert len(joined.collect({1})[1][0]) == 20
+        joined.close()
+    assert len(first.collect({1})[1][0]) == 900
+    first.close()
     assert worker.wait() == (0, "")
 
 
