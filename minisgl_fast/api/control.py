@@ -60,7 +60,9 @@ class Control:
             ("GET", "/flush_cache"): flush,
             ("POST", "/flush_cache"): flush,
             ("GET", "/health_generate"): Route(
-                self.health_generate, "Tell whether the engine generates a token in time"
+                self.health_generate,
+                "Tell whether the engine generates a token in time",
+                media_type="text/plain",
             ),
         }
 

@@ -86,7 +86,7 @@ def _operation(
     answer = {} if route.answer is None else {"schema": schema_of[route.answer]}
     content = {route.media_type: answer}
     if route.streams:
-        content[route.stream_type] = {"schema": {"type": "string"}}
+        content[route.stream_type] = {}
     error = {"application/json": {"schema": schema_of[_error_shape(path)]}}
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()}{re.sub('[^a-zA-Z0-9]+', '_', path).rstrip('_')}",

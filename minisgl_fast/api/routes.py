@@ -16,8 +16,8 @@ from minisgl_fast.server.router import Handler
 class Route:
     """``summary``: one line. ``body``: the Struct that checks the request's body, None where none
     is read. ``answer``: the type of a 200 answer's JSON, None where it is not JSON (``media_type``
-    says what it is) or not described. ``streams``: the answer may be
-    a stream of ``stream_type``. ``needs_body`` False: the body may be missing.
+    says what it is) or not described. ``streams``: the answer may be a stream of
+    ``stream_type``. ``needs_body`` False: the body may be missing.
     """
 
     handler: Handler
