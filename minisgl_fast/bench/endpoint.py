@@ -1,7 +1,8 @@
 """A server's URL, and a sample as the bytes of a request to it.
 
-Three APIs: ``chat`` (/v1/chat/completions), ``completions`` (/v1/completions) and ``generate``
-(Mini-SGLang's own /generate). Every request streams; the first two ask for usage at the end.
+Four APIs: ``chat`` (/v1/chat/completions), ``completions`` (/v1/completions), and ``/generate`` as
+Mini-SGLang (``generate``) and as SGLang (``sglang``) have it. Every request streams; the first two
+ask for usage at the end.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from minisgl_fast.bench import reader
 from minisgl_fast.bench.datasets import Sample
 from minisgl_fast.errors import ConfigError
 
-PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "generate": "/generate"}
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "generate": "/generate",
+    "sglang": "/generate",
+}
+# These name no model and tell no usage unless asked for.
+NATIVE = ("generate", "sglang")
 READER_API = {
     "chat": reader.CHAT,
     "completions": reader.COMPLETIONS,
     "generate": reader.GENERATE,
+    "sglang": reader.SGLANG,
 }
 MODELS_TIMEOUT_S = 30.0
 MAX_MODELS_BYTES = 1 << 20
@@ -105,6 +114,8 @@ class Endpoint:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
     def _body(self, sample: Sample) -> dict[str, Any]:
+        if self.api == "sglang":
+            return {**self._sglang_body(sample), **self.extra_body}
         body: dict[str, Any] = {"max_tokens": sample.num_output, "stream": True}
         if self.model is not None:
             body["model"] = self.model
@@ -120,6 +131,18 @@ class Endpoint:
         if self.api != "generate":
             body["stream_options"] = {"include_usage": True}
         return {**body, **self.extra_body}
+
+    def _sglang_body(self, sample: Sample) -> dict[str, Any]:
+        params: dict[str, Any] = {"max_new_tokens": sample.num_output}
+        if self.ignore_eos:
+            params["ignore_eos"] = True
+        said = "".join(message["content"] for message in sample.history)
+        prompt = (
+            {"text": f"{said}{sample.prompt}"}
+            if isinstance(sample.prompt, str)
+            else {"input_ids": sample.prompt}
+        )
+        return {**prompt, "sampling_params": params, "stream": True}
 
     def first_model(self) -> str:
         """The first name in the server's /v1/models. ConfigError if it does not tell."""

@@ -26,7 +26,7 @@ from minisgl_fast.bench.datasets import (
     shared_prefix,
     sharegpt,
 )
-from minisgl_fast.bench.endpoint import PATHS, Endpoint
+from minisgl_fast.bench.endpoint import NATIVE, PATHS, Endpoint
 from minisgl_fast.bench.vocabulary import TextCounter, Vocabulary, common_words, token_ids
 from minisgl_fast.errors import ConfigError
 
@@ -162,7 +162,7 @@ def make_endpoint(options: argparse.Namespace) -> Endpoint:
         "ignore_eos": not options.no_ignore_eos,
     }
     model = options.model
-    if model is None and options.api != "generate":
+    if model is None and options.api not in NATIVE:
         model = Endpoint(**settings).first_model()
     return Endpoint(model=model, **settings)
 

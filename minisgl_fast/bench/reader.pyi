@@ -1,6 +1,7 @@
 CHAT: int
 COMPLETIONS: int
 GENERATE: int
+SGLANG: int
 MAX_EVENTS: int
 
 class ProtocolError(Exception):
@@ -9,7 +10,7 @@ class ProtocolError(Exception):
 class ResponseReader:
     """Reads one HTTP response after another on a connection; no I/O and no clock of its own.
 
-    api: CHAT, COMPLETIONS or GENERATE: where the text of an event stands.
+    api: CHAT, COMPLETIONS, GENERATE or SGLANG: where the text of an event stands.
 
     status: of the response, 0 before its head. keep_alive: the connection may be used again.
     done: ``data: [DONE]`` has come. num_bytes, num_events: of the response, events with text only.
@@ -41,7 +42,7 @@ class ResponseReader:
 
     @property
     def usage(self) -> bytes:
-        """JSON of the last event that carried a usage object; empty if none did."""
+        """JSON of the last event with a usage object (SGLang: meta_info); empty if none had one."""
 
     @property
     def error(self) -> bytes:

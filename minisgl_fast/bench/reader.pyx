@@ -3,8 +3,8 @@
 A response is parsed where it lies in the read buffer: no Python object is made per chunk, event or
 token. httptools parses the head, once per response; the body's framing and its events are read
 here. An event counts if it carries text: a non-empty string under ``content`` (or
-``reasoning_content``, ``reasoning``) for chat and under ``text`` for completions, any data for
-``/generate``. A quote inside a JSON string is escaped, so ``content":"`` is always the key.
+``reasoning_content``, ``reasoning``) for chat and under ``text`` for completions and for SGLang's
+``/generate``, any data for Mini-SGLang's. A quote inside a JSON string is escaped, so ``content":"`` is always the key.
 
 Rules:
 - No I/O and no clock: ``feed`` gets bytes and the time at which they were read; every event in
@@ -26,12 +26,14 @@ cdef extern from "<string.h>" nogil:
 CHAT = 0
 COMPLETIONS = 1
 GENERATE = 2
+SGLANG = 3
 MAX_EVENTS = 1 << 22
 
 cdef enum:
     API_CHAT = 0
     API_COMPLETIONS = 1
     API_GENERATE = 2
+    API_SGLANG = 3
 
 cdef enum State:
     IDLE
@@ -288,10 +290,14 @@ cdef class ResponseReader:
         self._event_has_data = True
         if length:
             self._event_has_text = True
+            if self._api == API_SGLANG:
+                self._text.clear()  # each event has all of the text so far
             if self._keep_text and self._text.size() + length <= MAX_TEXT_BYTES:
                 self._text.append(text, length)
         if size and data[0] == c"{":
-            if _object_of(data, size, b'"usage":', 8):
+            if _object_of(data, size, b'"usage":', 8) or (
+                self._api == API_SGLANG and _object_of(data, size, b'"meta_info":', 12)
+            ):
                 self._usage.assign(data, size)
             if not length and self._error.empty() and (
                 _object_of(data, size, b'"error":', 8)

@@ -86,7 +86,7 @@ class Results:
             self.num_prompts_from_usage += 1
             self.input_lens[index] = num_input
         details = usage.get("prompt_tokens_details")
-        self.num_cached += _count(details if isinstance(details, dict) else {}, "cached_tokens")
+        self.num_cached += _count(details if isinstance(details, dict) else usage, "cached_tokens")
         ttft_s = reader.first_s - reader.start_s
         latency_s = reader.last_s - reader.start_s
         self.output_lens[index] = num_output
@@ -162,7 +162,8 @@ def _usage(event: bytes) -> dict[str, Any]:
     if not event:
         return {}
     try:
-        usage = orjson.loads(event).get("usage")
+        found = orjson.loads(event)
+        usage = found.get("usage") or found.get("meta_info")
     except (orjson.JSONDecodeError, AttributeError):
         return {}
     return usage if isinstance(usage, dict) else {}

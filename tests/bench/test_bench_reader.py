@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisgl_fast.bench.reader import CHAT, COMPLETIONS, GENERATE, ProtocolError, ResponseReader
+from minisgl_fast.bench.reader import (
+    CHAT,
+    COMPLETIONS,
+    GENERATE,
+    SGLANG,
+    ProtocolError,
+    ResponseReader,
+)
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -209,3 +216,26 @@ def test_random_bytes_end_in_an_answer_or_a_protocol_error(noise, seed):
     except ProtocolError:
         pass
     assert reader.num_events <= len(STREAM) + len(noise)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_events_of_sglang_hold_all_the_text_so_far(step):
+    first = b'data: {"text":"one","meta_info":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
+    last = (
+        b'data: {"text":"one \\"two\\"","meta_info":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+    )
+    done = b"data: [DONE]\n\n"
+    whole = HEAD + b"".join(map(chunk, (first, last, done))) + b"0\r\n\r\n"
+    reader, complete = read(whole, api=SGLANG, step=step)
+    assert complete and reader.done
+    assert (reader.num_events, reader.text) == (2, 'one "two"')
+    assert reader.usage == last.removeprefix(b"data: ").strip()
+
+
+def test_events_are_counted_for_somebody_else_too():
+    count = memoryview(bytearray(8)).cast("Q")
+    for _ in range(2):
+        reader = ResponseReader(CHAT, count)
+        reader.begin(0.0)
+        reader.feed(WHOLE, 1.0)
+    assert count[0] == 6
