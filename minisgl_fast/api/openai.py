@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minisgl_fast.api.answers import ChatCompletion, TextCompletion
 from minisgl_fast.api.chat import Chat, ChatCall
 from minisgl_fast.api.extras import Extras
@@ -100,7 +102,11 @@ class OpenAI:
                     CompletionLogprobs(pipeline.tokenizer) if logprobs.is_wanted else None,
                 ),
                 max_tokens=asked,
-                logprobs=logprobs,
+                logprobs=(
+                    replace(logprobs, num_top=max(logprobs.num_top, 0))
+                    if body.num_generated > body.num_choices
+                    else logprobs
+                ),
                 default_max_tokens=max(DEFAULT_COMPLETION_TOKENS, params.min_tokens),
                 received=received,
                 stream=bool(body.stream),

@@ -171,6 +171,10 @@ class CompletionRequest(SamplingFields, kw_only=True):
     ] = None
 
     @property
+    def num_generated(self) -> int:
+        return self.num_choices if self.best_of is None else self.best_of
+
+    @property
     def logprob_options(self) -> LogprobOptions:
         if self.logprobs is None or self.logprobs is False:
             return NO_LOGPROBS
@@ -270,7 +274,8 @@ def _check_best_of(request: CompletionRequest) -> None:
         )
     if request.stream:
         raise RequestError("best_of cannot be streamed.", param="best_of")
-    raise unsupported("best_of")
+    if request.wants_prompt_ids:
+        raise RequestError("best_of cannot return token ids.", param="best_of")
 
 
 def parse_generate(body: bytes) -> GenerateRequest:

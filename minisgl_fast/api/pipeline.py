@@ -355,7 +355,7 @@ class Pipeline:
                 task.logprobs.num_values(len(prompt), limit)
                 for prompt, limit in zip(prompts, limits, strict=True)
             )
-            check_num_values(num_values * task.body.num_choices, param=task.logprobs_param)
+            check_num_values(num_values * task.body.num_generated, param=task.logprobs_param)
         session = Session(
             frontend,
             self.metrics,
@@ -373,13 +373,14 @@ class Pipeline:
             prompts,
             limits,
             task.params,
-            task.body.num_choices,
+            task.body.num_generated,
             cache_salt(task.body),
             task.body.priority or 0,
             task.logprobs,
             task.kind,
             task.checked,
             None if task.grammar is None else task.grammar.param,
+            None if task.body.num_generated == task.body.num_choices else task.body.num_choices,
         )
 
     def _cut(self, prompt: list[int], task: Task) -> list[int]:

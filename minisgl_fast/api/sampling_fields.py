@@ -211,6 +211,11 @@ class SamplingFields(msgspec.Struct, kw_only=True):
         return 1 if self.n is None else self.n
 
     @property
+    def num_generated(self) -> int:
+        """Choices per prompt that the engine makes."""
+        return self.num_choices
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 

@@ -16,7 +16,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.extras import Extras
@@ -63,6 +63,7 @@ class Generation:
     task: int = Task.GENERATE
     grammar: bytes = b""
     grammar_param: str | None = None
+    num_answered: int | None = None  # of the n, the likeliest by the mean log-probability
 
     @property
     def needs_engine(self) -> bool:
@@ -219,6 +220,8 @@ class Session(Response):
         if self.streaming:
             self._exchange.finish(events + self._form.ending(self._usage))
         else:
+            if self._generation.num_answered is not None:
+                answers = likeliest(answers, n, self._generation.num_answered)
             self._exchange.respond(200, self._form.body(answers, self._usage))
         self._metrics.count_request(self._route, 200, answers[0].finish_reason)
         self._metrics.observe_end_to_end(time.perf_counter() - self._received)
@@ -344,3 +347,17 @@ class Session(Response):
         self._exchange.on_resume = None
         self._choices = []
         self._outputs = []
+
+
+def likeliest(answers: list[Answer], n: int, number: int) -> list[Answer]:
+    """Of every ``n`` answers those with the highest log-probability per token, best first."""
+
+    def mean(answer: Answer) -> float:
+        values = [token.logprob or 0.0 for token in answer.logprobs]
+        return sum(values) / len(values) if values else 0.0
+
+    kept: list[Answer] = []
+    for first in range(0, len(answers), n):
+        ranked = sorted(answers[first : first + n], key=mean, reverse=True)
+        kept += ranked[:number]
+    return [replace(answer, index=index) for index, answer in enumerate(kept)]

@@ -294,3 +294,21 @@ def test_verbosity_and_documents_reach_the_template(serve, tokenizer):
     server.frontend.template = ChatTemplate({"default": source})
     ok(server, CHAT, messages=USER, max_tokens=1, verbosity="low", documents=[{"title": "T"}])
     assert tokenizer.decode(server.engine.added[-1].prompt) == "low|T|Hi"
+
+
+def test_the_best_of_several_are_answered_best_first(server):
+    ask = {"prompt": ["Hi", "Ho"], "seed": 0, "max_tokens": 12}
+    every = ok(server, COMPLETIONS, **ask, n=4, logprobs=0)["choices"]
+    best = ok(server, COMPLETIONS, **ask, n=2, best_of=4)
+    assert len(server.engine.added) >= 8
+    for prompt in (0, 1):
+        mine = every[4 * prompt : 4 * prompt + 4]
+        means = [sum(c["logprobs"]["token_logprobs"]) / 12 for c in mine]
+        ranked = sorted(range(4), key=lambda k: means[k], reverse=True)[:2]
+        found = best["choices"][2 * prompt : 2 * prompt + 2]
+        assert [choice["text"] for choice in found] == [mine[k]["text"] for k in ranked]
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    assert all(choice["logprobs"] is None for choice in best["choices"])
+    assert best["usage"]["completion_tokens"] == 8 * 12
+    for bad in ({"best_of": 2, "n": 3}, {"best_of": 129}, {"best_of": 2, "stream": True}):
+        assert error(server, COMPLETIONS, prompt="Hi", **bad)["param"] == "best_of"
