@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> Config:
             parser.error("the following arguments are required: --model/--model-path")
         options["model"] = FAKE_MODEL
     options["overlap"] = not options.pop("no_overlap")
-    for name in ("api_keys", "cors_origins"):
+    for name in ("api_keys", "cors_origins", "allowed_hosts"):
         options[name] = tuple(options[name])
     return Config(**options)
 
@@ -228,6 +228,15 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="let pages of this origin use the API from a browser, * for all pages; may be "
         "repeated (default: none)",
+    )
+    access.add_argument(
+        "--allowed-host",
+        dest="allowed_hosts",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="public name of a server on 127.0.0.1 without a key, as a proxy before it passes it "
+        "on; may be repeated (default: local names)",
     )
     access.add_argument(
         "--ssl-certfile", metavar="FILE", help="serve HTTPS with this certificate chain (PEM)"

@@ -25,12 +25,15 @@ ACCESS = (
     "admin_api_key_file",
     "public_metrics",
     "cors_origins",
+    "allowed_hosts",
     "ssl_certfile",
     "ssl_keyfile",
 )
 KEY_RULE = "1 to 512 visible ASCII characters"
 # Scheme, host and port; no path, no upper case, no user.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 def is_key(text: str) -> bool:
@@ -86,6 +89,7 @@ class Config:
     admin_api_key_file: str | None = None
     public_metrics: bool = False
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
 
@@ -150,6 +154,9 @@ class Config:
                     "--cors-origin must be * or an origin as browsers send it, such as "
                     f"https://app.example.com or http://localhost:3000, got {origin!r}."
                 )
+        for host in self.allowed_hosts:
+            if not _HOST_NAME.fullmatch(host):
+                raise ConfigError(f"--allowed-host must be a name without a port, got {host!r}.")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile.")
 

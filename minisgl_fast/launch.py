@@ -34,6 +34,7 @@ from minisgl_fast.config import FAKE_MODEL, Config
 from minisgl_fast.extra_frontend import LAST_WORDS_S, ExtraFrontend
 from minisgl_fast.hub import resolve_model
 from minisgl_fast.progress import ConsoleProgress
+from minisgl_fast.server.access import is_loopback
 from minisgl_fast.service import (
     DRAIN_POLL_S,
     EXIT_ENGINE,
@@ -94,7 +95,7 @@ class _Launch:
         self._service.start()
         await self._listen()
         print(f"Starting {self._config.model} on {self._address}", file=sys.stderr, flush=True)
-        if not self._service.access.needs_key and not _is_loopback(self._config.host):
+        if not self._service.access.needs_key and not is_loopback(self._config.host):
             print(
                 "minisgl-fast: warning: whoever reaches this address can use the server. "
                 "Set --api-key-file, or --host 127.0.0.1.",
@@ -281,8 +282,3 @@ class _Launch:
         except subprocess.TimeoutExpired:
             engine.kill()
             engine.wait()
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches such an address."""
-    return host == "localhost" or host == "::1" or host.startswith("127.")

@@ -50,6 +50,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "admin_api_key_file": (["--admin-api-key-file", "keys"], "keys"),
     "public_metrics": (["--public-metrics"], True),
     "cors_origins": (["--cors-origin", "http://a", "--cors-origin", "*"], ("http://a", "*")),
+    "allowed_hosts": (["--allowed-host", "a.com", "--allowed-host", "b"], ("a.com", "b")),
     "ssl_certfile": (["--ssl-certfile", "c.pem"], "c.pem"),
 }
 

@@ -12,7 +12,7 @@ from server_process import CPU, ServerProcess
 from tiny_folder import make_tiny_model
 
 from minisgl_fast import cli
-from minisgl_fast.launch import _is_loopback
+from minisgl_fast.server.access import is_loopback
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_server_open_to_the_network_without_a_key_is_warned_about(
     + [("0.0.0.0", False), ("::", False), ("10.127.0.1", False), ("example.com", False)],
 )
 def test_which_addresses_only_this_machine_reaches(host: str, expected: bool) -> None:
-    assert _is_loopback(host) is expected
+    assert is_loopback(host) is expected
 
 
 def test_files_that_cannot_work_end_the_start_before_the_port_is_bound(

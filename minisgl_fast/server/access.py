@@ -14,12 +14,17 @@ Rules:
 - A browser's page may read answers only if its origin is on the list; the answers never allow
   credentials (cookies), so ``*`` gives nobody more than a key of his own would.
 - No byte of a request gets into an answer: an allowed origin is the one of the list.
+- A server without a key that only its own machine reaches trusts that machine's programs, and a
+  browser is one of them: a page of any site could have its own name resolve to 127.0.0.1 and so be
+  of the server's own origin (DNS rebinding). There the Host of a request must be a name that no
+  public DNS gives out, or one of the operator's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +50,12 @@ _ALLOW_ORIGIN = (
 )
 _VARY = b"vary: origin\r\n"
 
+# Addresses, names of one label, and top-level domains that are kept for local use.
+_LOCAL_HOST = re.compile(
+    rb"\[.*\]|[0-9.]+|[^.]*|.*\.(?:localhost|local|internal|lan|home\.arpa|test)"
+)
+MAX_KNOWN_HOSTS = 64
+
 
 class Access:
     """The rules of one server."""
@@ -56,12 +67,18 @@ class Access:
         *,
         public_metrics: bool = False,
         cors_origins: Iterable[str] = (),
+        hosts: Iterable[str] | None = None,
     ) -> None:
-        """Without ``keys`` every client is welcome; without ``admin_keys``, each is an admin."""
+        """Without ``keys`` every client is welcome; without ``admin_keys``, each is an admin.
+
+        ``hosts``: public names that the server goes by, of which others are refused; None for any.
+        """
         self._admin_keys = [_digest(key.encode()) for key in admin_keys]
         client_keys = [_digest(key.encode()) for key in keys]
         self.needs_key = bool(client_keys)
         self._keys = client_keys + self._admin_keys
+        self._hosts = None if hosts is None else {host.lower().encode() for host in hosts}
+        self._known_hosts: set[bytes | None] = {None}  # HTTP/1.0 may send none
         self._public = PUBLIC_PATHS | {METRICS_PATH} if public_metrics else PUBLIC_PATHS
         self._origins = {
             origin.encode(): _ALLOW_ORIGIN % origin.encode() + (b"" if origin == "*" else _VARY)
@@ -82,6 +99,7 @@ class Access:
             admin_keys,
             public_metrics=config.public_metrics,
             cors_origins=config.cors_origins,
+            hosts=config.allowed_hosts if not keys and is_loopback(config.host) else None,
         )
 
     def admit(self, request: HttpRequest) -> MinisglError | None:
@@ -90,6 +108,11 @@ class Access:
             request.extra_head = self._cors_head(request)
             if _is_allowed_preflight(request):
                 return None
+        if self._hosts is not None and not self._is_own_host(request):
+            return ForbiddenError(
+                "This server has no key, so it answers only to names of its own machine. "
+                "Start it with --allowed-host for this one, or with --api-key-file."
+            )
         if not self._keys:
             return None
         presented = _presented_keys(request)
@@ -116,11 +139,30 @@ class Access:
 
         return answer
 
+    def _is_own_host(self, request: HttpRequest) -> bool:
+        """Whether the Host is one that a page of another site cannot have."""
+        field = request.headers.get(b"host")
+        if field in self._known_hosts or request.path in self._public:
+            return True
+        assert self._hosts is not None and field is not None
+        name = re.sub(rb":[0-9]*$", b"", field.strip().lower())
+        name = name.removesuffix(b".")
+        if name not in self._hosts and _LOCAL_HOST.fullmatch(name) is None:
+            return False
+        if len(self._known_hosts) < MAX_KNOWN_HOSTS:
+            self._known_hosts.add(field)
+        return True
+
     def _cors_head(self, request: HttpRequest) -> bytes:
         """What an answer says about origins. Not to depend on who asks, it names ``vary`` always:
         a cache must not give one page's answer to another."""
         origins = self._origins
         return origins.get(b"*") or origins.get(request.headers.get(b"origin", b"")) or _VARY
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches such an address."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 def check_admin(request: HttpRequest) -> None:

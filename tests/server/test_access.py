@@ -383,3 +383,56 @@ def test_a_preflight_needs_no_key_and_names_what_may_be_sent():
 def test_what_only_looks_like_a_preflight_needs_a_key(fields):
     access = Access(["k"], cors_origins=[PAGE.decode()])
     assert ask(access, head(method="OPTIONS", **fields))[0] == 401
+
+
+# Hosts
+
+HOSTS = [
+    (b"127.0.0.1:1919", True),
+    (b"localhost", True),
+    (b"LOCALHOST:80", True),
+    (b"[::1]:1919", True),
+    (b"0.0.0.0", True),
+    (b"x", True),
+    (b"my-machine:1919", True),
+    (b"host.docker.internal:1919", True),
+    (b"printer.local", True),
+    (b"app.localhost.", True),
+    (b"api.example.com", True),  # the operator's
+    (b"API.example.com:443", True),
+    (b"evil.example.com", False),
+    (b"example.com", False),
+    (b"127.0.0.1.evil.com", False),
+    (b"localhost.evil.com:1919", False),
+    (b"evil.com.", False),
+    (b"not.notlocal", False),
+    (b"api.example.com.evil.com", False),
+]
+
+
+@pytest.mark.parametrize(("host", "good"), HOSTS)
+def test_a_server_of_this_machine_without_a_key_answers_to_no_foreign_name(host, good):
+    access = Access.load(Config("x", allowed_hosts=("Api.Example.com",)))
+    for _ in range(2):
+        assert status(access, head(host=host)) == (200 if good else 403)
+    assert status(access, head("/health", host=host)) == 200
+    assert status(access, head()) == 200
+
+
+@pytest.mark.parametrize("settings", [{"api_keys": ("k",)}, {"host": "0.0.0.0"}])
+def test_with_a_key_or_on_a_network_any_name_will_do(settings):
+    access = Access.load(Config("x", **settings))
+    assert status(access, head(host=b"evil.com", x_api_key=b"k")) == 200
+
+
+def test_hosts_that_clients_think_up_take_no_memory():
+    access = Access.load(Config("x"))
+    for i in range(1000):
+        assert status(access, head(host=b"h%d" % i)) == 200
+    assert len(access._known_hosts) <= access_module.MAX_KNOWN_HOSTS
+
+
+@pytest.mark.parametrize("host", ["", "a.com:80", "http://a.com", "a com", "*"])
+def test_an_allowed_host_is_a_name(host):
+    with pytest.raises(ConfigError, match="--allowed-host"):
+        Config("x", allowed_hosts=(host,))
