@@ -4,7 +4,6 @@ scripted   a frontend whose engine says what the test tells it to (scripted_serv
 smollm2    the whole server with the demo model; greedy
 """
 
-import json
 import os
 import queue
 import re
@@ -12,8 +11,6 @@ import subprocess
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 
@@ -66,24 +63,6 @@ def scripted():
     """The URL of the scripted server; its model is called "scripted"."""
     with running(PYTHON, str(HERE / "scripted_server.py"), announces=r"^(http://\S+)$") as found:
         yield found[1]
-
-
-@pytest.fixture(scope="session")
-def binding(scripted):
-    """Skips where the server cannot bind a model to a schema."""
-    body = {
-        "messages": [{"role": "user", "content": "x"}],
-        "response_format": {"type": "json_object"},
-    }
-    head = {"Content-Type": "application/json"}
-    request = Request(f"{scripted}/v1/chat/completions", json.dumps(body).encode(), head)
-    try:
-        with urlopen(request):
-            pass
-    except HTTPError as error:
-        with error:
-            assert error.code == 400
-        pytest.skip("this server has no structured output")
 
 
 @pytest.fixture(scope="session")

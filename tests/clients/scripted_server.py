@@ -33,6 +33,7 @@ REPLIES = [
     (r"Pirate greeting", call("greeting_generator", '{"answer_style": "pirate"}')),
     (r"weather in San Francisco", call("get_weather", '{"location": "San Francisco, CA"}')),
     (r"'([^']+)' \(Hello \w+\)", lambda m: call("unicode_customer", customer(m[1]))),
+    (r"^Hello!$", call("magic_function", '{"input": 3}')),
     (r"joke", '{"setup": "Why was the cat on the computer?", "punchline": "To watch the mouse."}'),
 ]
 OTHERWISE = "Hello 👋, how are you?"
@@ -53,6 +54,8 @@ def reply(prompt):
         return told[1]
     for pattern, text in REPLIES:
         found = re.search(pattern, message)
+        if found and pattern == "joke" and '"name": "Joke"' in prompt:
+            return call("Joke", text)
         if found:
             return text if isinstance(text, str) else text(found)
     return OTHERWISE

@@ -25,18 +25,23 @@ def patched(url, mode):
 
 
 @pytest.mark.parametrize(
-    "mode", [instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA, instructor.Mode.MD_JSON]
+    "mode",
+    [
+        instructor.Mode.TOOLS,
+        instructor.Mode.JSON,
+        instructor.Mode.JSON_SCHEMA,
+        instructor.Mode.MD_JSON,
+    ],
 )
-def test_a_model_is_read_from_json(binding, scripted, mode):
+def test_a_model_is_read_from_the_answer(scripted, mode):
     joke = patched(scripted, mode).chat.completions.create(
         model="scripted", messages=JOKE, response_model=Joke, max_retries=0
     )
     assert joke.punchline == "To watch the mouse."
 
 
-@pytest.mark.parametrize("mode", [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA])
-def test_a_small_model_is_bound_to_the_schema(binding, smollm2, mode):
-    person = patched(smollm2, mode).chat.completions.create(
+def test_a_small_model_is_bound_to_the_schema(smollm2):
+    person = patched(smollm2, instructor.Mode.JSON_SCHEMA).chat.completions.create(
         model="smollm2",
         messages=PERSON,
         response_model=Person,
@@ -47,7 +52,7 @@ def test_a_small_model_is_bound_to_the_schema(binding, smollm2, mode):
     assert isinstance(person, Person)
 
 
-def test_a_model_comes_piece_by_piece(binding, smollm2):
+def test_a_model_comes_piece_by_piece(smollm2):
     parts = patched(smollm2, instructor.Mode.JSON_SCHEMA).chat.completions.create_partial(
         model="smollm2",
         messages=PERSON,

@@ -8,18 +8,13 @@ import pytest
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-# Words of the tests that bind the model to a tool or a schema.
-BINDING = ("tool_calling", "tool_choice", "as_tools", "structured", "json_mode", "unicode")
-
 
 class _Chat(ChatModelIntegrationTests):
     responses_api = False
 
     @pytest.fixture(autouse=True)
-    def _server(self, scripted, request):
+    def _server(self, scripted):
         type(self).url = scripted
-        if any(word in request.node.name for word in BINDING):
-            request.getfixturevalue("binding")
 
     @property
     def chat_model_class(self):
