@@ -88,15 +88,22 @@ def compiled(name: str, folder: Path) -> Path:
 
 @contextmanager
 def started(
-    name: str, folder: Path, server_cpu: int, client_cpu: int, tick_us: int, paced: bool = True
+    name: str,
+    folder: Path,
+    server_cpu: int,
+    client_cpu: int,
+    tick_us: int,
+    paced: bool = True,
+    small: bool = False,
 ) -> Iterator[Server]:
-    """A server on its core. ``paced``: it never runs far ahead of the count in the credit file."""
+    """A server on its core. ``paced``: it never runs far ahead of the count in the credit file.
+    ``small``: with the small tokenizer that is its own, which leaves no freed memory behind."""
     with tempfile.TemporaryDirectory(dir=folder) as own:
         credit, port_file = Path(own) / "credit", Path(own) / "port"
         credit.write_bytes(bytes(8))
         credit_name = str(credit) if paced else "-"
         if name == OURS:
-            with _ours(folder, server_cpu, client_cpu, tick_us, credit_name) as (port, pid):
+            with _ours(folder, server_cpu, client_cpu, tick_us, credit_name, small) as (port, pid):
                 yield Server(name, port, pid, credit)
             return
         if name == "floor":
@@ -121,7 +128,7 @@ def started(
 
 @contextmanager
 def _ours(
-    folder: Path, server_cpu: int, client_cpu: int, tick_us: int, credit: str
+    folder: Path, server_cpu: int, client_cpu: int, tick_us: int, credit: str, small: bool
 ) -> Iterator[tuple[int, int]]:
     """``minisgl-fast --fake-engine`` with Qwen3's tokenizer; its engine on the client's core."""
     model = folder / "qwen3"
@@ -130,7 +137,9 @@ def _ours(
         text = gzip.decompress((TOKENIZER / "tokenizer.json.gz").read_bytes())
         (model / "tokenizer.json").write_bytes(text)
         shutil.copy(TOKENIZER / "tokenizer_config.json", model)
-    command = [sys.executable, "-m", "minisgl_fast", "--fake-engine", "--model", str(model)]
+    command = [sys.executable, "-m", "minisgl_fast", "--fake-engine"]
+    if not small:
+        command += ["--model", str(model)]
     command += ["--served-model-name", "fake", "--port", "0", "--tick-us", str(tick_us)]
     if credit != "-":
         command += ["--credit-file", credit]
