@@ -24,6 +24,8 @@ bin for everything smaller in magnitude, 32 octaves down. In a bin of several bf
 and the two at the ends) all weigh alike, a part in 2^14 / T off. `order` maps a float to an integer
 that ascends as the value descends, so "kept" is order <= limit.
 
+masks: bit id % 32 of word id / 32 of row mask_rows[i] says that sample i may be that id.
+
 Launch: grid (num_rows * CLUSTER), block 512, SHARED_BYTES of dynamic shared memory. LOGIT_FLOAT = 0:
 bf16 logits, 1: float. stride (values per row) a multiple of 8, vocab_limit <= stride and at most
 2^18. CLUSTER > 1 needs sm_90. Programmatic dependent launch is allowed.
@@ -843,7 +845,7 @@ __device__ __noinline__ void adjust(float* out, Row<logit> row) {
 
 extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER_SM) sample(
     int* tokens, int* last_token, uint16_t* counts, const logit* logits, float* workspace,
-    const uint32_t* masks, int* top_ids, float* top_logprobs, float* chosen_logprobs,
+    const uint32_t* masks, const int* mask_rows, int* top_ids, float* top_logprobs, float* chosen_logprobs,
     const float* temperature, const int* top_k, const float* top_p, const float* min_p,
     const uint32_t* seed_lo, const uint32_t* seed_hi, const int* position, const int* slot,
     const float* presence, const float* frequency, const float* repetition, const int* flags,
@@ -862,7 +864,9 @@ extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER_SM
         shared.adjustment = {
             flag, presence[index], frequency[index], repetition[index],
             counts + (int64_t)slot[index] * vocab_size, vocab_size % 8 == 0,
-            masks + (int64_t)index * ceil_div(vocab_size, 32), bias_ids + bias_start[index],
+            flag & HAS_MASK ? masks + (int64_t)mask_rows[index] * ceil_div(vocab_size, 32)
+                            : nullptr,
+            bias_ids + bias_start[index],
             bias_values + bias_start[index], bias_start[index + 1] - bias_start[index]};
         shared.token = tokens + index, shared.last_token = last_token + slot[index];
         shared.logprobs.ids = nullptr;

@@ -48,6 +48,8 @@ def make_step(rows: int, params: dict[str, float]) -> Any:
     for name in ("seed_lo", "seed_hi", "sample_positions"):
         fields[name] = torch.randint(0, 2**31 - 1, (rows,), **draw)
     fields["sample_slots"] = torch.arange(rows, **draw)
+    fields["mask_rows"] = torch.zeros(rows, **draw)
+    fields["masks"] = None
     fields["bias_start"] = torch.zeros(rows + 1, **draw)
     fields["bias_ids"] = torch.zeros(1, **draw)
     fields["bias_values"] = torch.zeros(1, device="cuda")

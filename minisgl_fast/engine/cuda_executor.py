@@ -27,7 +27,7 @@ STAGE = "Capturing CUDA graphs"
 class CudaExecutor:
     """``engine.executor.Executor`` for one GPU, on torch's current stream."""
 
-    takes_masks = False
+    takes_masks = True
 
     def __init__(self, runner: ModelRunner, max_graph_size: int, progress: Progress) -> None:
         self._runner = runner

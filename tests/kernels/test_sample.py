@@ -16,6 +16,7 @@ from minisgl_fast.backend.step import (
     COUNT_MASK,
     HAS_BIAS,
     HAS_LOGPROBS,
+    HAS_MASK,
     HAS_PENALTIES,
     IN_PROMPT,
     DeviceState,
@@ -403,3 +404,24 @@ def test_reset_counts_counts_a_history(vocab):
         sampler.reset_counts(gpu, slot, tokens, num_prompt)
         sampling.reset_counts(cpu, slot, tokens, num_prompt)
     assert torch.equal(gpu.counts.cpu(), cpu.counts)
+
+
+@pytest.mark.parametrize("vocab", [75, 5003])
+@pytest.mark.parametrize("rows", [3, 300])
+def test_masks_ban_what_they_ban_on_the_cpu(rows: int, vocab: int) -> None:
+    generator, rng = torch.Generator().manual_seed(rows), random.Random(vocab)
+    logits = draw_logits(rows, vocab, generator).bfloat16()
+    flags = [HAS_MASK, HAS_MASK | HAS_PENALTIES, 0]
+    params = [
+        one | {"sample_flags": rng.choice(flags), "mask_rows": rng.randrange(rows)}
+        for one in draw_params(rows, vocab, 0, rng)
+    ]
+    step = make_step(sample_slots=list(range(rows)), params=params)
+    shape = (rows, -(-vocab // 32))
+    step.masks = torch.randint(-(2**31), 2**31, shape, generator=generator).int()
+    step.masks[0] = 0  # nothing is allowed: a broken row
+    cpu, gpu = make_states(rows, vocab)
+    expected = sampling.sample(logits.float(), step, cpu, vocab)
+    padded = torch.nn.functional.pad(logits, (0, -vocab % 8)).cuda()
+    tokens = make_sampler(rows, vocab)(padded, to_cuda(step), gpu, vocab)
+    assert torch.equal(tokens.cpu(), expected)
