@@ -96,6 +96,9 @@ class LLM:
         finally:
             for rid in streams:
                 self._engine.abort(CHANNEL, rid)
+            # The last tokens come out before their step has left; and what was aborted runs out.
+            while self._engine.has_work:
+                self._engine.step()
         return outputs
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ A response is parsed where it lies in the read buffer: no Python object is made 
 token. httptools parses the head, once per response; the body's framing and its events are read
 here. An event counts if it carries text: a non-empty string under ``content`` (or
 ``reasoning_content``, ``reasoning``) for chat and under ``text`` for completions and for SGLang's
-``/generate``, any data for Mini-SGLang's. A quote inside a JSON string is escaped, so ``content":"`` is always the key.
+``/generate``, any data for Mini-SGLang's. A quote inside a JSON string is escaped, so
+``content":"`` is always the key.
 
 Rules:
 - No I/O and no clock: ``feed`` gets bytes and the time at which they were read; every event in

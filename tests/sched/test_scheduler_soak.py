@@ -84,7 +84,8 @@ def test_a_hundred_thousand_requests_leak_nothing(overlap):
     stats = scheduler.stats()
     assert live == [set(), set()]
     assert sum(counts.values()) + lost == sent
-    assert set(counts) == set(FinishReason) - {FinishReason.RUNNING, FinishReason.GRAMMAR}
+    seen = {reason for reason, count in counts.items() if count}
+    assert seen == set(FinishReason) - {FinishReason.RUNNING, FinishReason.GRAMMAR}
     assert stats["preemptions"] > 1500 and stats["cached_tokens"] > stats["prompt_tokens"] // 5
     assert stats["pages_used"] == 0
     assert scheduler.flush_cache()
