@@ -87,10 +87,13 @@ NESTED = {"type": "integer"}
 for _ in range(28):
     NESTED = {"type": "object", "properties": {"a": NESTED}, "required": ["a"]}
 DOUBLING = {f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
-HOSTILE = [
+TOO_LONG_OR_DEEP = [
     {"ebnf": chain(9000)},
     {"ebnf": "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000},
     {"regex": "(" * 5000 + "a" + ")" * 5000},
+]
+# Whether these are done within the time of a compilation depends on the machine.
+SLOW = [
     {"regex": "((((a{1,900}){1,900}){1,900}){1,900}|b){1,900}"},
     {"regex": "(x+x+)+y" * 2000},
     {"regex": "|".join(f"w{i}(a|b)*c{{{i}}}" for i in range(3000))},
@@ -126,18 +129,16 @@ def test_hostile_grammars_are_answered_soon_while_a_stream_goes_on(server, token
     reader.start()
     eventually(lambda: gaps)
     num_before = len(gaps)
-    num_refused = 0
-    for fields in HOSTILE:
+    for fields in TOO_LONG_OR_DEEP + SLOW:
         start = time.perf_counter()
         status, error = ask(server, **fields)
         name = next(iter(fields))
+        assert status == 400 or fields in SLOW
         assert status == 200 or (status == 400 and error["param"].partition(".")[0] == name)
-        num_refused += status == 400
         assert time.perf_counter() - start < 10
     is_done.set()
     reader.join(20)
     assert len(gaps) > num_before
-    assert num_refused >= 1  # how many take too long depends on the machine
     # A good one is served as if nothing had been.
     assert ask(server, regex="ab")[0] == 200
 
