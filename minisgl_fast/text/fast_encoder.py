@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import struct
+import threading
 import unicodedata
 from array import array
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ class FastEncoder:
 
 
 def fast_encoder(oracle: FastTokenizer) -> FastEncoder | None:
-    """A FastEncoder that gives the same ids as ``oracle``; None if there is none."""
+    """A FastEncoder that gives the same ids as ``oracle``; None if there is none, or if the
+    process ends meanwhile."""
     if not _INT_IS_32_BITS or struct.pack("=I", 1) != struct.pack("<I", 1):
         return None
     try:
@@ -66,7 +68,10 @@ def fast_encoder(oracle: FastTokenizer) -> FastEncoder | None:
         log.info("fastokens cannot take this tokenizer: %s", error)
         return None
     special = [token.content for token in oracle.get_added_tokens_decoder().values()]
+    main_thread = threading.main_thread()
     for text in corpus(special):
+        if not main_thread.is_alive():
+            return None
         for add_special_tokens in (False, True):
             expected = oracle.encode_batch_fast([text], add_special_tokens=add_special_tokens)
             if encoder.encode(text, add_special_tokens) != expected[0].ids:

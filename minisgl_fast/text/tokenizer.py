@@ -89,8 +89,11 @@ class Tokenizer:
         return self._fast is not None
 
     def accelerate_later(self) -> None:
-        """``accelerate`` in a thread of its own, which keeps no process from ending."""
-        threading.Thread(target=self.accelerate, name="accelerate", daemon=True).start()
+        """``accelerate`` in a thread of its own, which gives up when the process ends.
+
+        No daemon: the interpreter's end would catch one inside Rust, and that aborts the process.
+        """
+        threading.Thread(target=self.accelerate, name="accelerate").start()
 
     def close(self) -> None:
         """End the threads once they are idle; texts that wait for one are dropped."""

@@ -1,6 +1,7 @@
 """fastokens beside tokenizers: the same ids, or it is not used."""
 
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -91,3 +92,20 @@ def test_a_text_that_it_gives_up_on_is_left_to_tokenizers(accelerated, qwen3, mo
     monkeypatch.setattr(accelerated._fast, "_tokenizer", Broken())
     assert accelerated.encode("Hi there") == qwen3.encode("Hi there")
     assert module.FastEncoder.encode(accelerated._fast, "x", False) is None
+
+
+def test_a_process_may_end_while_it_is_checked(qwen3_folder):
+    """The thread must not be in Rust when the interpreter ends, nor keep it from ending."""
+    script = (
+        "import itertools, sys, threading\n"
+        "from minisgl_fast.text import fast_encoder\n"
+        "from minisgl_fast.text.tokenizer import Tokenizer\n"
+        "fast_encoder.corpus = lambda special: itertools.repeat('some words ' * 10)\n"
+        "Tokenizer.load(sys.argv[1]).accelerate_later()\n"
+        "(thread,) = [each for each in threading.enumerate() if each.name == 'accelerate']\n"
+        "assert not thread.daemon\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, qwen3_folder], capture_output=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
