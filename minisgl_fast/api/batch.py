@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from minisgl_fast.api.openai_response import DONE
+from minisgl_fast.api.response_format import DONE
 from minisgl_fast.api.session import Generation, Session
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.exchange import JSON, Exchange, Headers

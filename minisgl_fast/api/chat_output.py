@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +21,7 @@ from typing import Protocol, TypeAlias
 import orjson
 
 from minisgl_fast.api.openai_request import ChatRequest
-from minisgl_fast.api.openai_response import ResponseFormat
+from minisgl_fast.api.response_format import ResponseFormat
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.events import (
     PLAIN,
@@ -112,16 +113,18 @@ class ChatWriter(Protocol):
         """What a whole answer gets as ``Answer.message``."""
 
 
-class MessageFormat(ResponseFormat, Protocol):
+class MessageFormat(ResponseFormat):
     """A ResponseFormat of chat answers.
 
     has_plain: text of a choice that is all content is written by prefix and suffix. If not, all
     of it comes to the writer, or lies in its lane.
     """
 
-    @property
-    def has_plain(self) -> bool: ...
-    def writer(self, index: int) -> ChatWriter: ...
+    has_plain = False
+
+    @abstractmethod
+    def writer(self, index: int) -> ChatWriter:
+        """What writes this choice."""
 
 
 class ChatOutput:

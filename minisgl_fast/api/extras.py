@@ -21,7 +21,7 @@ import orjson
 from minisgl_fast.api.sampling_fields import SamplingFields
 
 if TYPE_CHECKING:
-    from minisgl_fast.api.openai_response import Usage
+    from minisgl_fast.api.response_format import Usage
 
 PADDED_TO = 32  # bytes: the text and padding of an event together are a multiple
 _LETTERS = string.ascii_letters + string.digits

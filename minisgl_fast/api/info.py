@@ -9,7 +9,6 @@ from urllib.parse import unquote
 import orjson
 
 from minisgl_fast.api.answers import ModelCard, ModelList, State, Status
-from minisgl_fast.api.openai_response import model_card, model_list
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.server.exchange import JSON, Exchange
@@ -49,12 +48,12 @@ class Info:
         }
 
     def models(self, request: HttpRequest, exchange: Exchange) -> None:
-        self._answer(request, exchange, 200, model_list(*self._card()))
+        self._answer(request, exchange, 200, _model_list(*self._card()))
 
     def model(self, request: HttpRequest, exchange: Exchange) -> None:
         name = unquote(request.path[len(MODELS) + 1 :])
         self._pipeline.check_model(name)
-        self._answer(request, exchange, 200, model_card(*self._card()))
+        self._answer(request, exchange, 200, _model_card(*self._card()))
 
     def root(self, request: HttpRequest, exchange: Exchange) -> None:
         self._answer(request, exchange, 200, b'{"status":"ok"}')
@@ -101,3 +100,22 @@ class Info:
         exchange.respond(status, body, content_type)
         route = f"{MODELS}/*" if request.path.startswith(f"{MODELS}/") else request.path
         self._metrics.count_request(route, status)
+
+
+def _model_list(name: str, root: str, created: int, max_model_len: int | None) -> bytes:
+    return b'{"object":"list","data":[%b]}' % _model_card(name, root, created, max_model_len)
+
+
+def _model_card(name: str, root: str, created: int, max_model_len: int | None) -> bytes:
+    """``max_model_len`` in tokens, ``created`` in Unix seconds."""
+    return orjson.dumps(
+        {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "mini-sglang",
+            "root": root,
+            "parent": None,
+            "max_model_len": max_model_len,
+        }
+    )

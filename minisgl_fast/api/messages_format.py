@@ -14,12 +14,11 @@ from __future__ import annotations
 import orjson
 
 from minisgl_fast.api.chat_deltas import quoted
-from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, Text
-from minisgl_fast.api.openai_response import Answer, NoLogprobs, Usage
+from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, MessageFormat, Text
+from minisgl_fast.api.response_format import Answer, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import messages_error
-from minisgl_fast.server.exchange import EVENT_STREAM
 
 _NEW_BLOCKS = {
     Content: b'{"type":"text","text":""}',
@@ -32,12 +31,9 @@ _DELTAS = {
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-class MessagesFormat(NoLogprobs):
+class MessagesFormat(MessageFormat):
     """The format and the writer (chat_output.py) of one answer."""
 
-    content_type = EVENT_STREAM
-    text_event = None
-    has_plain = False
     call_id_prefix = "toolu_"
 
     def __init__(self, request_id: str, model: str, max_tokens: int) -> None:
@@ -122,12 +118,6 @@ class MessagesFormat(NoLogprobs):
             b'"usage":%b}'
             % (self._id, self._model, answers[0].message, self._stop_of(usage), _usage(usage))
         )
-
-    def prefix(self, index: int) -> bytes:
-        return b""
-
-    def suffix(self, index: int) -> bytes:
-        return b""
 
     # Private
 

@@ -9,7 +9,7 @@ import msgspec
 
 from minisgl_fast.api.batch import Batch
 from minisgl_fast.api.body import parse_json
-from minisgl_fast.api.native_format import NativeFormat
+from minisgl_fast.api.native_format import GenerateFormat, NativeFormat
 from minisgl_fast.api.native_logprobs import PROMPT_ALONE
 from minisgl_fast.api.native_request import (
     DEFAULT_NEW_TOKENS,
@@ -18,7 +18,6 @@ from minisgl_fast.api.native_request import (
     parse_native,
 )
 from minisgl_fast.api.openai_request import DEFAULT_COMPLETION_TOKENS, parse_generate
-from minisgl_fast.api.openai_response import GenerateFormat
 from minisgl_fast.api.pipeline import Pipeline, Task
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.structured import grammar_of, plain_grammar

@@ -1,4 +1,5 @@
-"""How ``/generate`` answers: text, token ids and ``meta_info``, in SGLang's form.
+"""How ``/generate`` answers: text, token ids and ``meta_info`` in SGLang's form, or Mini-SGLang's
+plain text.
 
 A stream's events are cumulative as SGLang's are by default: each repeats the text and the tokens
 from the beginning, so only the last one counts. Incremental ones hold what is new.
@@ -19,10 +20,14 @@ import orjson
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.logprobs import TokenLogprobs
 from minisgl_fast.api.native_logprobs import NativeLogprobs
-from minisgl_fast.api.openai_response import DONE, Answer, Usage, json_escaped
-from minisgl_fast.errors import MinisglError
-from minisgl_fast.server.errors_json import error_body
-from minisgl_fast.server.exchange import EVENT_STREAM
+from minisgl_fast.api.response_format import (
+    DONE,
+    Answer,
+    NewTokens,
+    ResponseFormat,
+    Usage,
+    json_escaped,
+)
 from minisgl_fast.text.tokenizer import Tokenizer
 
 # Stands where log-probabilities come to stand; no JSON text has this byte.
@@ -42,7 +47,7 @@ class _Progress:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
-class NativeFormat(Extras):
+class NativeFormat(Extras, ResponseFormat):
     """The answers to one prompt.
 
     rid         the prompt's name; its n-th choice has ``_n`` behind it where there are several
@@ -50,9 +55,6 @@ class NativeFormat(Extras):
     first       the number of its first choice in the whole answer
     is_part     it is a part of a batch's answer: no brackets, no end of the stream
     """
-
-    text_event = None
-    content_type = EVENT_STREAM
 
     def __init__(
         self,
@@ -102,38 +104,26 @@ class NativeFormat(Extras):
     def suffix(self, index: int) -> bytes:
         return b'",%b}\n\n' % self._behind_text(index, None)
 
-    def opening(self, index: int, usage: Usage) -> bytes:
-        return b""
-
     def closing(self, answer: Answer) -> bytes:
         behind = self._behind_text(answer.index, answer)
         return b'%b%b",%b}\n\n' % (self.prefix(answer.index), answer.text, behind)
 
-    def with_logprobs(
-        self,
-        index: int,
-        events: bytes,
-        tokens: list[TokenLogprobs],
-        prompt: list[TokenLogprobs] | None,
-    ) -> bytes:
+    def with_logprobs(self, events: bytes, new: NewTokens) -> bytes:
         if not self._logprobs.is_wanted:
             return events
-        progress = self._progress[index]
-        if prompt is not None:
-            progress.prompt_logprobs = prompt
+        progress = self._progress[new.index]
+        if new.prompt is not None:
+            progress.prompt_logprobs = new.prompt
         if self._incremental:
-            progress.logprobs = tokens
+            progress.logprobs = new.tokens
         else:
-            progress.logprobs += tokens
+            progress.logprobs += new.tokens
         events = events.replace(_LATER, self._logprob_keys(progress), 1)
         progress.shows_prompt = not self._incremental
         return events
 
     def ending(self, usage: Usage) -> bytes:
         return b"" if self._is_part else DONE
-
-    def failure(self, error: MinisglError, request_id: str) -> bytes:
-        return b"data: %b\n\n%b" % (error_body(error, request_id), DONE)
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         """Objects with commas between them, in brackets where the client expects a list."""
@@ -180,6 +170,27 @@ class NativeFormat(Extras):
             _LATER if self._logprobs.is_wanted else b"",
         )
         return keys + b',"index":%d' % (self._first + index) if self._has_index else keys
+
+
+class GenerateFormat(ResponseFormat):
+    """Mini-SGLang's ``/generate``: the plain text in SSE data lines, or {"text": ...}.
+
+    A text with line ends takes several data lines in one event, which SSE clients join again.
+    """
+
+    def text_event(self, text: bytes) -> bytes:
+        lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
+
+    def closing(self, answer: Answer) -> bytes:
+        return self.text_event(answer.text) if answer.text else b""
+
+    def ending(self, usage: Usage) -> bytes:
+        return DONE
+
+    def body(self, answers: list[Answer], usage: Usage) -> bytes:
+        answer = answers[0]
+        return b'{"text":"%b",%b,"usage":%b}' % (answer.text, answer.end(), usage.to_json())
 
 
 def _finish_reason(answer: Answer, usage: Usage) -> dict[str, Any]:

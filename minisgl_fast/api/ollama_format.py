@@ -8,25 +8,23 @@ because its arguments are an object here; one that was cut off cannot be said, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timezone
 from time import perf_counter
 
 import orjson
 
 from minisgl_fast.api.chat_deltas import quoted
-from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter
-from minisgl_fast.api.openai_response import Answer, NoLogprobs, Usage
+from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, MessageFormat
+from minisgl_fast.api.response_format import Answer, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import ollama_error
 
 
-class OllamaFormat(NoLogprobs):
+class OllamaFormat(MessageFormat):
     """The format and the writer (chat_output.py) of one chat answer."""
 
     content_type = b"application/x-ndjson"
-    text_event: Callable[[bytes], bytes] | None = None
     has_plain = True
     call_id_prefix = "call_"
 
@@ -45,9 +43,6 @@ class OllamaFormat(NoLogprobs):
 
     def suffix(self, index: int) -> bytes:
         return self.lane(Content)[1]
-
-    def opening(self, index: int, usage: Usage) -> bytes:
-        return b""
 
     def lane(self, kind: type[Content] | type[Reasoning]) -> tuple[bytes, bytes]:
         before, after = self._line(self._text(kind, b'"\0"')).split(b"\0")

@@ -1,8 +1,4 @@
-"""Response bodies of the generation routes: whole objects and stream events as bytes.
-
-Every choice's text arrives JSON-escaped from its TextStream, so nothing is escaped twice: a body is
-pieces of bytes around it. A stream event of running text is ``prefix(index) + text + suffix``, made
-once per choice; the token loop (deliver.pyx) joins the three.
+"""OpenAI's chat and completion objects, whole and as stream events.
 
 Rules: the keys that the OpenAI schema requires are always there, null where we have nothing; every
 choice ends with exactly one finish_reason; ``usage`` is null on all chunks but its own when the
@@ -12,47 +8,26 @@ client asked for it, and absent when not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import orjson
 
 from minisgl_fast.api.chat_deltas import ChatDeltas, quoted
+from minisgl_fast.api.chat_output import MessageFormat
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.logprobs import TokenLogprobs, prompt_tokens
 from minisgl_fast.api.openai_logprobs import NULL, ChatLogprobs, CompletionLogprobs
-from minisgl_fast.errors import MinisglError
-from minisgl_fast.server.errors_json import error_body
-from minisgl_fast.server.exchange import EVENT_STREAM
-
-DONE = b"data: [DONE]\n\n"
-
-
-@dataclass(slots=True)
-class Usage:
-    """Token counts of one response. A prompt counts once, however many choices it has."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int | None = None  # None where nothing tells reasoning from content
-
-    def to_json(self) -> bytes:
-        usage = (
-            b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-            b'"prompt_tokens_details":{"cached_tokens":%d}'
-            % (
-                self.prompt_tokens,
-                self.completion_tokens,
-                self.prompt_tokens + self.completion_tokens,
-                self.cached_tokens,
-            )
-        )
-        if self.reasoning_tokens is not None:
-            usage += b',"completion_tokens_details":{"reasoning_tokens":%d}' % self.reasoning_tokens
-        return usage + b"}"
+from minisgl_fast.api.response_format import (
+    DONE,
+    Answer,
+    NewTokens,
+    ResponseFormat,
+    Usage,
+    fill_in,
+    json_escaped,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,124 +46,6 @@ class Echo:
         ]
 
 
-@dataclass(slots=True)
-class Answer:
-    """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id.
-
-    ``message``: the whole message in JSON, where the text is not all of it. ``first_time`` and
-    ``last_time``: when its first and last token came, by time.perf_counter(). ``logprobs``: the
-    tokens of a whole answer, ``prompt_logprobs`` those of its prompt, where they were asked for; in
-    a stream they go through ``ResponseFormat.with_logprobs``.
-    """
-
-    index: int
-    text: bytes
-    finish_reason: str
-    matched: str | int | None
-    message: bytes = b""
-    first_time: float = 0.0
-    last_time: float = 0.0
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    embedding: Sequence[float] = ()
-
-    def end(self) -> bytes:
-        """The keys behind the text of a finished choice."""
-        return b'"finish_reason":"%b","matched_stop":%b' % (
-            self.finish_reason.encode(),
-            orjson.dumps(self.matched),
-        )
-
-
-class ResponseFormat(Protocol):
-    """How one route writes its answers."""
-
-    @property
-    def text_event(self) -> Callable[[bytes], bytes] | None:
-        """Makes an event of plain text, where it is not prefix + JSON-escaped text + suffix."""
-
-    def prefix(self, index: int) -> bytes: ...
-    def suffix(self, index: int) -> bytes: ...
-    @property
-    def content_type(self) -> bytes:
-        """Of a stream."""
-
-    def opening(self, index: int, usage: Usage) -> bytes:
-        """The events before a choice's first text; of ``usage`` the prompt is known."""
-
-    def closing(self, answer: Answer) -> bytes:
-        """The events that end a choice; ``answer.text`` is the rest of its text."""
-
-    def with_logprobs(
-        self,
-        index: int,
-        events: bytes,
-        tokens: list[TokenLogprobs],
-        prompt: list[TokenLogprobs] | None,
-    ) -> bytes:
-        """The events of a choice, never none, together with its tokens that are new.
-
-        ``prompt``: with the first events of a choice the tokens of its prompt, else None. Only
-        called where the request asked for log-probabilities.
-        """
-
-    def ending(self, usage: Usage) -> bytes:
-        """The events behind all choices."""
-
-    def failure(self, error: MinisglError, request_id: str) -> bytes:
-        """The events that end a stream with an error."""
-
-    def body(self, answers: list[Answer], usage: Usage) -> bytes:
-        """The whole answer where nothing is streamed."""
-
-
-class NoLogprobs:
-    """A format whose requests cannot ask for log-probabilities."""
-
-    def with_logprobs(
-        self,
-        index: int,
-        events: bytes,
-        tokens: list[TokenLogprobs],
-        prompt: list[TokenLogprobs] | None,
-    ) -> bytes:
-        return events
-
-
-class WholeAnswer(NoLogprobs):
-    """A format of answers that are never streamed: only ``body`` is left to write."""
-
-    text_event: Callable[[bytes], bytes] | None = None
-    content_type = b""
-
-    def prefix(self, index: int) -> bytes:
-        return b""
-
-    def suffix(self, index: int) -> bytes:
-        return b""
-
-    def opening(self, index: int, usage: Usage) -> bytes:
-        return b""
-
-    def closing(self, answer: Answer) -> bytes:
-        return b""
-
-    def ending(self, usage: Usage) -> bytes:
-        return b""
-
-    def failure(self, error: MinisglError, request_id: str) -> bytes:
-        return b""
-
-
-class _EventStream(NoLogprobs):
-    """A stream of SSE events that ends with [DONE]."""
-
-    content_type = EVENT_STREAM
-
-    def failure(self, error: MinisglError, request_id: str) -> bytes:
-        return b"data: %b\n\n%b" % (error_body(error, request_id), DONE)
-
-
 @dataclass(frozen=True, slots=True)
 class Head:
     """What stands at the top of an OpenAI object. ``rid``: the client's own id, as it is."""
@@ -200,10 +57,9 @@ class Head:
     has_tier: bool = False  # the request has a service_tier
 
 
-class _OpenAIFormat(_EventStream):
+class _OpenAIFormat(ResponseFormat):
     """What chat and completion objects share."""
 
-    text_event: Callable[[bytes], bytes] | None = None
     prompt_in_choice = False  # the prompt's ids stand in every choice
     id_prefix = ""
     chunk_object = ""
@@ -250,7 +106,7 @@ class _OpenAIFormat(_EventStream):
         )
 
 
-class ChatFormat(_OpenAIFormat):
+class ChatFormat(_OpenAIFormat, MessageFormat):
     """``chat.completion`` and its chunks: role first, then text, then a chunk with the reason."""
 
     id_prefix = "chatcmpl-"
@@ -270,15 +126,9 @@ class ChatFormat(_OpenAIFormat):
         self._echo = echo
         self._logprobs = logprobs
 
-    def with_logprobs(
-        self,
-        index: int,
-        events: bytes,
-        tokens: list[TokenLogprobs],
-        prompt: list[TokenLogprobs] | None,
-    ) -> bytes:
+    def with_logprobs(self, events: bytes, new: NewTokens) -> bytes:
         """The first of the events carries the tokens."""
-        return _fill_in(events, self._logprobs.to_json(tokens)) if self._logprobs else events
+        return fill_in(events, self._logprobs.to_json(new.tokens)) if self._logprobs else events
 
     def writer(self, index: int) -> ChatDeltas:
         return ChatDeltas(partial(self.delta, index), self._echo)
@@ -372,23 +222,16 @@ class CompletionFormat(_OpenAIFormat):
             return b""
         return self._echo_event(index)
 
-    def with_logprobs(
-        self,
-        index: int,
-        events: bytes,
-        tokens: list[TokenLogprobs],
-        prompt: list[TokenLogprobs] | None,
-    ) -> bytes:
+    def with_logprobs(self, events: bytes, new: NewTokens) -> bytes:
         if self._logprobs is None:
             return events
-        echo = self._echoes[index] if self._echoes else None
+        echo = self._echoes[new.index] if self._echoes else None
         offset = 0 if echo is None else len(echo.text)
-        events = _fill_in(events, self._logprobs.to_json(tokens, offset))
-        if echo is None or prompt is None:
+        events = fill_in(events, self._logprobs.to_json(new.tokens, offset))
+        if echo is None or new.prompt is None:
             return events
-        return (
-            _fill_in(self._echo_event(index), self._logprobs.to_json(echo.tokens(prompt))) + events
-        )
+        tokens = self._logprobs.to_json(echo.tokens(new.prompt))
+        return fill_in(self._echo_event(new.index), tokens) + events
 
     def _echo_event(self, index: int) -> bytes:
         return self.prefix(index) + json_escaped(self._echoes[index].text) + self.suffix(index)
@@ -425,62 +268,3 @@ class CompletionFormat(_OpenAIFormat):
         echo = self._echoes[answer.index]
         own = [one._replace(offset=len(echo.text) + one.offset) for one in answer.logprobs]
         return self._logprobs.to_json(echo.tokens(answer.prompt_logprobs) + own)
-
-
-class GenerateFormat(_EventStream):
-    """Mini-SGLang's ``/generate``: the plain text in SSE data lines, or {"text": ...}.
-
-    A text with line ends takes several data lines in one event, which SSE clients join again.
-    """
-
-    def prefix(self, index: int) -> bytes:
-        return b""
-
-    def suffix(self, index: int) -> bytes:
-        return b""
-
-    def text_event(self, text: bytes) -> bytes:
-        lines = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        return b"".join(b"data: %b\n" % line for line in lines) + b"\n"
-
-    def opening(self, index: int, usage: Usage) -> bytes:
-        return b""
-
-    def closing(self, answer: Answer) -> bytes:
-        return self.text_event(answer.text) if answer.text else b""
-
-    def ending(self, usage: Usage) -> bytes:
-        return DONE
-
-    def body(self, answers: list[Answer], usage: Usage) -> bytes:
-        answer = answers[0]
-        return b'{"text":"%b",%b,"usage":%b}' % (answer.text, answer.end(), usage.to_json())
-
-
-def _fill_in(events: bytes, logprobs: bytes) -> bytes:
-    """The events with log-probabilities in the first; no text within can look like the key."""
-    return events.replace(b'"logprobs":null', b'"logprobs":' + logprobs, 1)
-
-
-def json_escaped(text: str) -> bytes:
-    """The text as the inside of a JSON string."""
-    return quoted(text)[1:-1]
-
-
-def model_list(name: str, root: str, created: int, max_model_len: int | None) -> bytes:
-    return b'{"object":"list","data":[%b]}' % model_card(name, root, created, max_model_len)
-
-
-def model_card(name: str, root: str, created: int, max_model_len: int | None) -> bytes:
-    """``max_model_len`` in tokens, ``created`` in Unix seconds."""
-    return orjson.dumps(
-        {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "mini-sglang",
-            "root": root,
-            "parent": None,
-            "max_model_len": max_model_len,
-        }
-    )

@@ -28,7 +28,7 @@ from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.grammar_text import RequestGrammar
 from minisgl_fast.api.logprobs import NO_LOGPROBS, LogprobOptions, check_num_values
 from minisgl_fast.api.openai_request import Prompt
-from minisgl_fast.api.openai_response import ResponseFormat
+from minisgl_fast.api.response_format import ResponseFormat
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.api.sampling_params import (
     banned_token_ids,

@@ -13,18 +13,16 @@ begins, and there is at least one. What was cut off is ``incomplete``, a call wi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import orjson
 
 from minisgl_fast.api.body import Body
 from minisgl_fast.api.chat_deltas import quoted
-from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter
-from minisgl_fast.api.openai_response import Answer, NoLogprobs, Usage
+from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, MessageFormat
+from minisgl_fast.api.response_format import Answer, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import responses_error
-from minisgl_fast.server.exchange import EVENT_STREAM
 
 # Per kind: the prefix of an item's id, its fields but for content, the fields of its part but for
 # the text, and how its text events are called.
@@ -46,12 +44,9 @@ _TEXTS = {
 }
 
 
-class ResponsesFormat(NoLogprobs):
+class ResponsesFormat(MessageFormat):
     """The format and the writer (chat_output.py) of one answer."""
 
-    content_type = EVENT_STREAM
-    text_event: Callable[[bytes], bytes] | None = None
-    has_plain = False
     call_id_prefix = "call_"
 
     def __init__(self, request_id: str, model: str, echo: Body) -> None:
@@ -127,12 +122,6 @@ class ResponsesFormat(NoLogprobs):
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         self.closing(answers[0])
         return self._response(self._status, usage)
-
-    def prefix(self, index: int) -> bytes:
-        return b""
-
-    def suffix(self, index: int) -> bytes:
-        return b""
 
     # Private
 

@@ -20,8 +20,8 @@ import orjson
 from minisgl_fast.api.body import doc, parse_body
 from minisgl_fast.api.logprobs import MAX_LOGPROB_IDS, LogprobOptions
 from minisgl_fast.api.openai_request import MAX_PROMPTS, Prompt, read_prompts
-from minisgl_fast.api.openai_response import Answer, Usage, WholeAnswer
 from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.response_format import Answer, ResponseFormat, Usage
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.errors import RequestError
@@ -205,7 +205,7 @@ def _joined(body: ScoreRequest) -> list[Prompt]:
     return [item + query if body.item_first else query + item for item in items]
 
 
-class _Embeddings(WholeAnswer):
+class _Embeddings(ResponseFormat):
     """The answer of ``/v1/embeddings``."""
 
     def __init__(self, body: EmbeddingRequest, model: str) -> None:
@@ -230,7 +230,7 @@ class _Embeddings(WholeAnswer):
         return vector
 
 
-class _Scores(WholeAnswer):
+class _Scores(ResponseFormat):
     """The answer of ``/v1/score``."""
 
     def __init__(self, body: ScoreRequest, model: str) -> None:

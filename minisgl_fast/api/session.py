@@ -26,7 +26,13 @@ from minisgl_fast.api.logprobs import (
     LogprobOptions,
     TokenLogprobs,
 )
-from minisgl_fast.api.openai_response import Answer, ResponseFormat, Usage, json_escaped
+from minisgl_fast.api.response_format import (
+    Answer,
+    NewTokens,
+    ResponseFormat,
+    Usage,
+    json_escaped,
+)
 from minisgl_fast.errors import EngineError, MinisglError, RequestError
 from minisgl_fast.params import SamplingParams, stop_program
 from minisgl_fast.server.deliver import Choice, Response
@@ -162,7 +168,7 @@ class Session(Response):
             if events:  # else the tokens wait for the text that the parser holds back
                 tokens = self._take_logprobs(choice)
                 prompt = choice.logprobs.take_prompt()
-                events = self._form.with_logprobs(choice.index, events, tokens, prompt)
+                events = self._form.with_logprobs(events, NewTokens(choice.index, tokens, prompt))
         elif output is not None and self._extras is None:
             choice.is_parsed = not output.is_plain
             choice.set_lane(*output.lane())
@@ -211,7 +217,7 @@ class Session(Response):
         if choice.logprobs is None:
             return events
         prompt = choice.logprobs.take_prompt()
-        return self._form.with_logprobs(choice.index, events, tokens, prompt)
+        return self._form.with_logprobs(events, NewTokens(choice.index, tokens, prompt))
 
     def complete(self, events: bytes) -> None:
         answers = [answer for answer in self._answers if answer is not None]

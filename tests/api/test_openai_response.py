@@ -4,17 +4,14 @@ import json
 
 import pytest
 
+from minisgl_fast.api.native_format import GenerateFormat
 from minisgl_fast.api.openai_response import (
-    DONE,
-    Answer,
     ChatFormat,
     CompletionFormat,
     Echo,
-    GenerateFormat,
     Head,
-    Usage,
-    json_escaped,
 )
+from minisgl_fast.api.response_format import DONE, Answer, Usage, json_escaped
 
 ANSWER = Answer(1, json_escaped('a "b"\n'), "stop", "END")
 USAGE = Usage(9, 2, 4)

@@ -8,7 +8,8 @@ import pytest
 from minisgl_fast.api.chat_output import ChatOutput, OutputRules
 from minisgl_fast.api.messages_format import MessagesFormat
 from minisgl_fast.api.ollama_format import OllamaFormat
-from minisgl_fast.api.openai_response import Answer, ChatFormat, Head, Usage, json_escaped
+from minisgl_fast.api.openai_response import ChatFormat, Head
+from minisgl_fast.api.response_format import Answer, Usage, json_escaped
 from minisgl_fast.api.responses_format import ResponsesFormat
 from minisgl_fast.parsers.plain import PlainParser
 from minisgl_fast.parsers.select import Formats
