@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import openai
 import pytest
 import uvloop
 from fake_engine import ANSWER, EOS, MODEL, FakeEngine
@@ -107,6 +108,30 @@ def module_serve(tokenizer, template):
 @pytest.fixture
 def server(serve):
     return serve()
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def say(server, tokenizer):
+    """Makes the engine say a text; returns its tokens."""
+
+    def script(text):
+        tokens = tokenizer.encode(text)
+        server.engine.script = lambda request: [*tokens, EOS]
+        return tokens
+
+    return script
+
+
+@pytest.fixture
+def last_prompt(server, tokenizer):
+    """Gives the text of the prompt that reached the engine last."""
+    return lambda: tokenizer.decode(server.engine.added[-1].prompt, skip_special_tokens=False)
 
 
 def _run(config, tokenizer, template, engine, ready):

@@ -3,7 +3,6 @@
 import json
 import re
 
-import openai
 import pytest
 from fake_engine import EOS, MODEL, eventually
 from test_api_errors import CHAT, COMPLETIONS, request
@@ -28,24 +27,6 @@ TOOLS = [
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🏔"}}\n</tool_call>'
 CALLS = f"{CALL}\n{CALL.replace('Zürich 🏔', '北京')}"
 THOUGHT = "<think>\nLet me 想想 🤔\n</think>\n\n"
-
-
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def say(server, tokenizer):
-    """Makes the engine say a text; returns its tokens."""
-
-    def script(text):
-        tokens = tokenizer.encode(text)
-        server.engine.script = lambda request: [*tokens, EOS]
-        return tokens
-
-    return script
 
 
 def whole(client, **fields):

@@ -4,7 +4,7 @@ import json
 
 import anthropic
 import pytest
-from fake_engine import ANSWER, EOS, MODEL, FinishReason, eventually
+from fake_engine import ANSWER, MODEL, FinishReason, eventually
 from test_api_errors import request
 
 MESSAGES = [{"role": "user", "content": "What is the weather?"}]
@@ -24,22 +24,6 @@ ASK = {"model": MODEL, "messages": MESSAGES, "max_tokens": 200}
 def client(server):
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture
-def say(server, tokenizer):
-    """Makes the engine say a text; returns its tokens."""
-
-    def script(text):
-        tokens = tokenizer.encode(text)
-        server.engine.script = lambda request: [*tokens, EOS]
-        return tokens
-
-    return script
-
-
-def prompt_of(server, tokenizer):
-    return tokenizer.decode(server.engine.added[-1].prompt, skip_special_tokens=False)
 
 
 def plain(message):
@@ -178,7 +162,7 @@ def test_a_call_that_was_cut_off_is_raw_in_a_stream_and_empty_as_a_whole(client,
     assert raw and json.dumps(WEATHER["input"], ensure_ascii=False).startswith(raw)
 
 
-def test_a_conversation_with_tools_reaches_the_template(server, client, tokenizer):
+def test_a_conversation_with_tools_reaches_the_template(client, last_prompt):
     client.messages.create(
         model=MODEL,
         max_tokens=5,
@@ -207,7 +191,7 @@ def test_a_conversation_with_tools_reaches_the_template(server, client, tokenize
             },
         ],
     )
-    prompt = prompt_of(server, tokenizer)
+    prompt = last_prompt()
     assert prompt.startswith("<|im_start|>system\nBe brief.")
     assert '"description": "Weather 天气"' in prompt
     assert 'I look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "É"}}' in prompt
@@ -215,24 +199,24 @@ def test_a_conversation_with_tools_reaches_the_template(server, client, tokenize
     assert prompt.endswith("<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_a_last_message_of_the_assistant_is_continued(server, client, tokenizer):
+def test_a_last_message_of_the_assistant_is_continued(client, last_prompt):
     begun = [*MESSAGES, {"role": "assistant", "content": [{"type": "text", "text": "It is"}]}]
     message = client.messages.create(model=MODEL, max_tokens=100, messages=begun)
-    assert prompt_of(server, tokenizer).endswith("</think>\n\nIt is")
+    assert last_prompt().endswith("</think>\n\nIt is")
     assert message.content[0].text.endswith(ANSWER)
 
 
-def test_thinking_can_be_turned_off_and_tools_hidden(server, client, tokenizer):
+def test_thinking_can_be_turned_off_and_tools_hidden(client, last_prompt):
     client.messages.create(**ASK, thinking={"type": "disabled"}, tools=TOOLS)
-    assert prompt_of(server, tokenizer).endswith("<think>\n\n</think>\n\n")
+    assert last_prompt().endswith("<think>\n\n</think>\n\n")
     client.messages.create(
         **{**ASK, "max_tokens": 2000},
         thinking={"type": "enabled", "budget_tokens": 1024},
         tools=TOOLS,
         tool_choice={"type": "none"},
     )
-    assert prompt_of(server, tokenizer).endswith("<|im_start|>assistant\n")
-    assert "get_weather" not in prompt_of(server, tokenizer)
+    assert last_prompt().endswith("<|im_start|>assistant\n")
+    assert "get_weather" not in last_prompt()
 
 
 def test_one_call_alone_can_be_asked_for(client, say):

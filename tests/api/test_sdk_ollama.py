@@ -4,7 +4,7 @@ import json
 
 import ollama
 import pytest
-from fake_engine import ANSWER, EOS, MODEL, FinishReason, eventually
+from fake_engine import ANSWER, MODEL, FinishReason, eventually
 from test_api_errors import request
 
 MESSAGES = [{"role": "user", "content": "What is the weather?"}]
@@ -29,22 +29,6 @@ def client(server):
     client = ollama.Client(host=server.url)
     yield client
     client._client.close()
-
-
-@pytest.fixture
-def say(server, tokenizer):
-    """Makes the engine say a text; returns its tokens."""
-
-    def script(text):
-        tokens = tokenizer.encode(text)
-        server.engine.script = lambda request: [*tokens, EOS]
-        return tokens
-
-    return script
-
-
-def prompt_of(server, tokenizer):
-    return tokenizer.decode(server.engine.added[-1].prompt, skip_special_tokens=False)
 
 
 def calls_of(message):
@@ -94,22 +78,22 @@ def test_a_chat_streams_what_it_answers_whole(client, say, text, content, thinki
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_is_answered_through_the_template(server, client, say, tokenizer, stream):
+def test_a_prompt_is_answered_through_the_template(client, say, stream, last_prompt):
     say(f"{THOUGHT}{ANSWER}")
     answer = client.generate(model=MODEL, prompt="Capital?", system="Be brief.", stream=stream)
     parts = list(answer) if stream else [answer]
     assert "".join(part.response for part in parts) == "\n\n" + ANSWER
     assert "".join(part.thinking or "" for part in parts) == "\nLet me 想想 🤔\n"
-    assert prompt_of(server, tokenizer) == (
+    assert last_prompt() == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nCapital?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
 
-def test_a_raw_prompt_is_taken_as_it_is(server, client, tokenizer):
+def test_a_raw_prompt_is_taken_as_it_is(client, last_prompt):
     answer = client.generate(model=MODEL, prompt="The capital", raw=True)
     assert answer.response.endswith(ANSWER)
-    assert prompt_of(server, tokenizer) == "The capital"
+    assert last_prompt() == "The capital"
 
 
 def test_durations_are_nanoseconds_and_add_up(client):
@@ -176,16 +160,16 @@ def test_stop_strings_and_lengths_end_an_answer(server, client, say, stream):
     assert ask(num_predict=3) == ("The capital of", "length")
 
 
-def test_thinking_is_chosen_by_the_request(server, client, tokenizer):
+def test_thinking_is_chosen_by_the_request(client, last_prompt):
     client.chat(model=MODEL, messages=MESSAGES, think=False)
-    assert prompt_of(server, tokenizer).endswith("<think>\n\n</think>\n\n")
+    assert last_prompt().endswith("<think>\n\n</think>\n\n")
     client.chat(model=MODEL, messages=MESSAGES, think=True)
-    assert prompt_of(server, tokenizer).endswith("<|im_start|>assistant\n")
+    assert last_prompt().endswith("<|im_start|>assistant\n")
     client.chat(model=MODEL, messages=MESSAGES, think="low")
-    assert prompt_of(server, tokenizer).endswith("<|im_start|>assistant\n")
+    assert last_prompt().endswith("<|im_start|>assistant\n")
 
 
-def test_a_conversation_with_tools_reaches_the_template(server, client, tokenizer):
+def test_a_conversation_with_tools_reaches_the_template(client, last_prompt):
     call = {"function": {"name": "get_weather", "arguments": {"city": "É"}}}
     client.chat(
         model=MODEL,
@@ -197,7 +181,7 @@ def test_a_conversation_with_tools_reaches_the_template(server, client, tokenize
             {"role": "tool", "tool_name": "get_weather", "content": "22 °C"},
         ],
     )
-    prompt = prompt_of(server, tokenizer)
+    prompt = last_prompt()
     assert '"name": "get_weather"' in prompt
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "É"}}' in prompt
     assert "<tool_response>\n21 °C\n</tool_response>\n<tool_response>\n22 °C" in prompt

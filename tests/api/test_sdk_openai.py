@@ -9,12 +9,6 @@ from fake_engine import ANSWER, MODEL, eventually
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def joined(stream, index=0):
     """The text, finish reasons and chunks of one choice of a chat stream."""
     chunks = list(stream)

@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from fake_engine import ANSWER, EOS, MODEL, FinishReason, eventually
+from fake_engine import ANSWER, MODEL, FinishReason, eventually
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from test_api_errors import request
@@ -21,28 +21,6 @@ THOUGHT = "<think>\nLet me 想想 🤔\n</think>\n\n"
 WEATHER = ("function_call", "get_weather", '{"city": "Zürich 🏔"}')
 THINKING = ("reasoning", "\nLet me 想想 🤔\n")
 ASK = {"model": MODEL, "input": "What is the weather?"}
-
-
-@pytest.fixture
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def say(server, tokenizer):
-    """Makes the engine say a text; returns its tokens."""
-
-    def script(text):
-        tokens = tokenizer.encode(text)
-        server.engine.script = lambda request: [*tokens, EOS]
-        return tokens
-
-    return script
-
-
-def prompt_of(server, tokenizer):
-    return tokenizer.decode(server.engine.added[-1].prompt, skip_special_tokens=False)
 
 
 def parts(response):
@@ -190,7 +168,7 @@ def test_fields_reach_the_engine(server, client):
     eventually(lambda: server.engine.aborted)
 
 
-def test_a_conversation_of_items_reaches_the_template(server, client, tokenizer, say):
+def test_a_conversation_of_items_reaches_the_template(client, say, last_prompt):
     say(f"{THOUGHT}I look.{CALL}")
     first = client.responses.create(**ASK, tools=[WEATHER_TOOL])
     reply = [item.model_dump(exclude_none=True, warnings=False) for item in first.output]
@@ -209,7 +187,7 @@ def test_a_conversation_of_items_reaches_the_template(server, client, tokenizer,
             {"role": "user", "content": "And now?"},
         ],
     )
-    prompt = prompt_of(server, tokenizer)
+    prompt = last_prompt()
     assert prompt.startswith("<|im_start|>system\nBe brief.")
     assert prompt.count("<|im_start|>assistant") == 2
     assert (
@@ -219,12 +197,12 @@ def test_a_conversation_of_items_reaches_the_template(server, client, tokenizer,
     assert prompt.endswith("<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_reasoning_effort_and_tool_choice_shape_the_prompt(server, client, tokenizer):
+def test_reasoning_effort_and_tool_choice_shape_the_prompt(client, last_prompt):
     client.responses.create(
         **ASK, reasoning={"effort": "none"}, tools=[WEATHER_TOOL], tool_choice="none"
     )
-    assert prompt_of(server, tokenizer).endswith("<think>\n\n</think>\n\n")
-    assert "get_weather" not in prompt_of(server, tokenizer)
+    assert last_prompt().endswith("<think>\n\n</think>\n\n")
+    assert "get_weather" not in last_prompt()
     other = {**WEATHER_TOOL, "name": "get_time"}
     allowed = {
         "type": "allowed_tools",
@@ -232,8 +210,8 @@ def test_reasoning_effort_and_tool_choice_shape_the_prompt(server, client, token
         "tools": [{"type": "function", "name": "get_time"}],
     }
     client.responses.create(**ASK, tools=[WEATHER_TOOL, other], tool_choice=allowed)
-    assert "get_time" in prompt_of(server, tokenizer)
-    assert "get_weather" not in prompt_of(server, tokenizer)
+    assert "get_time" in last_prompt()
+    assert "get_weather" not in last_prompt()
 
 
 def test_one_call_alone_can_be_asked_for(client, say):
