@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,17 @@ from minisgl_fast.wire import (
 )
 
 GREEDY = SamplingParams(temperature=0.0)
+# tools/make_tiny_model.py: 256 bytes, three control tokens, and ids without a text up to 320.
+TINY_VOCAB_LIMIT = 259
+TINY_EOS_IDS = (258,)
+PAGE_SIZE = 16
+
+# start(**settings of Config): a fixture of the tests.
+Start = Callable[..., "EngineDriver"]
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(256), k=length)
 
 
 @dataclass

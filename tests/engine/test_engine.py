@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_driver import EngineDriver, Result
+from engine_driver import (
+    PAGE_SIZE,
+    TINY_EOS_IDS,
+    TINY_VOCAB_LIMIT,
+    EngineDriver,
+    Result,
+    Start,
+    prompt,
+)
 
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
@@ -19,41 +26,8 @@ from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import silent
 from minisgl_fast.wire import FinishReason
 
-# tools/make_tiny_model.py: 256 bytes, three control tokens, and ids without a text up to 320.
-VOCAB_LIMIT = 259
 END_OF_TEXT, TURN_START, TURN_END = 256, 257, 258
-EOS_IDS = (TURN_END,)
-PAGE_SIZE = 16
 HOT = SamplingParams(temperature=1.5, ignore_eos=True)
-
-Start = Callable[..., EngineDriver]
-
-
-@pytest.fixture
-def start(tiny_model: Path) -> Iterator[Start]:
-    """Gives a function that starts an engine with the given settings."""
-    engines: list[Engine] = []
-
-    def start_engine(**settings: Any) -> EngineDriver:
-        settings = {"num_pages": 128, "max_running_requests": 8, **settings}
-        config = Config(
-            model=str(tiny_model),
-            device="cpu",
-            dtype="float32",
-            page_size=PAGE_SIZE,
-            num_threads=1,
-            **settings,
-        )
-        engines.append(Engine(config, tiny_model, VOCAB_LIMIT, EOS_IDS, silent))
-        return EngineDriver(engines[-1])
-
-    yield start_engine
-    for engine in engines:
-        engine.close()
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(256), k=length)
 
 
 def mixed_requests(count: int, seed: int) -> list[dict[str, Any]]:
@@ -330,7 +304,7 @@ def test_ids_without_a_text_are_never_sampled(start: Start) -> None:
     ]
     results = driver.outputs(requests)
     assert all(len(result.tokens) == 400 for result in results)
-    assert max(max(result.tokens) for result in results) < VOCAB_LIMIT
+    assert max(max(result.tokens) for result in results) < TINY_VOCAB_LIMIT
     assert len(set(results[0].tokens)) > 150  # at this temperature nearly every id turns up
 
 
@@ -451,7 +425,7 @@ def test_settings_that_cannot_work_are_one_line(
         pytest.skip("there is a CUDA device")
     config = Config(**{"model": str(tiny_model), "device": "cpu", "num_threads": 1, **settings})
     with pytest.raises(ConfigError) as caught:
-        Engine(config, tiny_model, VOCAB_LIMIT, EOS_IDS, silent)
+        Engine(config, tiny_model, TINY_VOCAB_LIMIT, TINY_EOS_IDS, silent)
     assert caught.value.message == message
 
 

@@ -7,62 +7,28 @@ to others: every value that was asked for comes exactly once and is that of the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_driver import EngineDriver, Result, TokenLogprobs
+from engine_driver import TINY_VOCAB_LIMIT, Result, Start, TokenLogprobs, prompt
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minisgl_fast.config import Config
 from minisgl_fast.engine import outputs
-from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.progress import silent
 from minisgl_fast.wire import FinishReason, Task
 
-VOCAB_LIMIT = 259
-PAGE_SIZE = 16
 TOLERANCE = 1e-4
 HOT = SamplingParams(
     temperature=1.5, presence_penalty=1.0, logit_bias={65: 5.0, 66: -100.0}, ignore_eos=True
 )
 
-Start = Callable[..., EngineDriver]
-
-
-@pytest.fixture
-def start(tiny_model: Path) -> Iterator[Start]:
-    """Gives a function that starts an engine with the given settings."""
-    engines: list[Engine] = []
-
-    def start_engine(**settings: Any) -> EngineDriver:
-        settings = {"num_pages": 128, "max_running_requests": 8, **settings}
-        config = Config(
-            model=str(tiny_model),
-            device="cpu",
-            dtype="float32",
-            page_size=PAGE_SIZE,
-            num_threads=1,
-            **settings,
-        )
-        engines.append(Engine(config, tiny_model, VOCAB_LIMIT, (258,), silent))
-        return EngineDriver(engines[-1])
-
-    yield start_engine
-    for engine in engines:
-        engine.close()
-
 
 @pytest.fixture(scope="module")
 def oracle(tiny_model: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(256), k=length)
 
 
 @torch.inference_mode()
@@ -83,7 +49,7 @@ def check(
         row = expected[one.position - 1]
         assert one.chosen == pytest.approx(float(row[one.token]), abs=TOLERANCE)
         assert one.of_ids == pytest.approx(row[list(ids)].tolist(), abs=TOLERANCE)
-        values, order = row[:VOCAB_LIMIT].topk(num_top)
+        values, order = row[:TINY_VOCAB_LIMIT].topk(num_top)
         assert [token for token, _ in one.top] == order.tolist()
         assert [value for _, value in one.top] == pytest.approx(values.tolist(), abs=TOLERANCE)
 
