@@ -83,8 +83,14 @@ def model_folder(model: str) -> Path:
     return folder
 
 
-def run(engine: Engine, requests: list[Request], temperature: float = 0.6) -> Run:
-    """Add all requests at once and step until all have ended."""
+def run(
+    engine: Engine,
+    requests: list[Request],
+    temperature: float = 0.6,
+    *,
+    keep_cache: bool = False,
+) -> Run:
+    """Add all requests at once and step until all have ended; then empty the prefix cache."""
     steps_before = engine.stats()["steps"]
     start = time.perf_counter()
     for rid, request in enumerate(requests):
@@ -101,7 +107,8 @@ def run(engine: Engine, requests: list[Request], temperature: float = 0.6) -> Ru
     expected = sum(request.num_output for request in requests)
     if num_output != expected:
         raise SystemExit(f"{num_output} tokens came out, {expected} were asked for")
-    engine.flush_cache()
+    if not keep_cache:
+        engine.flush_cache()
     return Run(duration, engine.stats()["steps"] - steps_before, num_output)
 
 
