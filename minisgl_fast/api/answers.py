@@ -54,6 +54,9 @@ class ChoiceFields(msgspec.Struct, kw_only=True):
     matched_stop: Annotated[
         str | int | None, doc("The stop string, pattern or token that ended the text.")
     ]
+    stop_reason: Annotated[
+        str | int | None, doc("The same, by vLLM's name; null where the model ended by itself.")
+    ]
     logprobs: dict[str, Any] | None
     token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 

@@ -1,8 +1,8 @@
 """The chat fields about tools and reasoning: what they may be, and what the template gets of them.
 
 Rules: a tool is a function with a name; what a client offers reaches the template as it came.
-``tool_choice`` none hides the tools from the model; required, or the names of functions, binds it
-(chat_grammar.py).
+``tool_choice`` none hides the tools from the model, allowed_tools those that it does not name;
+required, or the name of a function, binds it (chat_grammar.py).
 """
 
 from __future__ import annotations
@@ -86,6 +86,17 @@ def check_tools(tools: list[dict[str, Any]] | None, choice: str | dict[str, Any]
         _check_choice(choice, names)
 
 
+def allowed_tools(
+    tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None
+) -> tuple[list[dict[str, Any]] | None, str | dict[str, Any] | None]:
+    """Tools and choice, checked ones, where a choice of allowed_tools has left its tools alone."""
+    if not isinstance(choice, dict) or choice["type"] != "allowed_tools":
+        return tools, choice
+    allowed = choice["allowed_tools"]
+    names = {tool["function"]["name"] for tool in allowed["tools"]}
+    return [tool for tool in tools or () if tool["function"]["name"] in names], allowed["mode"]
+
+
 def bound_tools(
     tools: list[dict[str, Any]], choice: str | dict[str, Any] | None
 ) -> list[dict[str, Any]]:
@@ -101,20 +112,44 @@ def bound_tools(
 def _check_choice(choice: str | dict[str, Any], names: set[str]) -> None:
     """A choice that binds the model."""
     param = "tool_choice"
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str):
-            param = "tool_choice.function.name"
-            raise RequestError(f"Missing required field: {param}.", param=param)
-        if name not in names:
-            raise RequestError(f"Tool {name[:200]!r} not found in tools list.", param=param)
+    kind = choice.get("type") if isinstance(choice, dict) else None
+    if isinstance(choice, dict) and kind == "function":
+        _check_name(choice, names, "tool_choice.function.name", param)
+    elif isinstance(choice, dict) and kind == "allowed_tools":
+        _check_allowed(choice.get("allowed_tools"), names)
     elif choice != "required":
         raise RequestError(
-            "tool_choice must be none, auto, required, or an object of type function.", param=param
+            "tool_choice must be none, auto, required, or an object of type function or "
+            "allowed_tools.",
+            param=param,
         )
     elif not names:
         raise RequestError("tool_choice required needs tools.", param=param)
+
+
+def _check_allowed(allowed: object, names: set[str]) -> None:
+    where = "tool_choice.allowed_tools"
+    if not isinstance(allowed, dict):
+        raise RequestError(f"Missing required field: {where}.", param=where)
+    if allowed.get("mode") not in ("auto", "required"):
+        raise RequestError(f"{where}.mode must be auto or required.", param=f"{where}.mode")
+    tools = allowed.get("tools")
+    where += ".tools"
+    if not isinstance(tools, list) or not tools:
+        raise RequestError(f"{where} must be a list of tools, and not empty.", param=where)
+    for tool in tools:
+        _check_name(tool, names, f"{where}[].function.name", where)
+
+
+def _check_name(tool: object, names: set[str], where: str, param: str) -> None:
+    """That ``tool`` names a function of ``names``; it misses ``where``, or is at fault by
+    ``param``."""
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise RequestError(f"Missing required field: {where}.", param=where.replace("[]", ""))
+    if name not in names:
+        raise RequestError(f"Tool {name[:200]!r} not found in tools list.", param=param)
 
 
 def template_kwargs(

@@ -47,6 +47,7 @@ class Messages:
 
     def create(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline
+        _name_request(request)
         received = pipeline.admit(request)
         asked, fields = parse_body(request.body, MessagesRequest)
         check_messages(asked, fields)
@@ -57,6 +58,7 @@ class Messages:
 
     def count_tokens(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline
+        _name_request(request)
         pipeline.admit(request)
         asked, fields = parse_body(request.body, CountRequest)
         check_messages(asked, fields)
@@ -69,3 +71,8 @@ class Messages:
 
         prompt = self._chat.render(body, messages)
         pipeline.encode(request, exchange, [prompt], answer, add_special_tokens=False)
+
+
+def _name_request(request: HttpRequest) -> None:
+    """Every answer has the request's id by the name of Anthropic's header, too."""
+    request.extra_head += b"request-id: %b\r\n" % request.request_id.encode("ascii")

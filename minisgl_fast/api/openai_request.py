@@ -16,6 +16,7 @@ from minisgl_fast.api.body import Body, check_fields, doc, parse_body, parse_jso
 from minisgl_fast.api.chat_fields import (
     ReasoningOptions,
     ToolCall,
+    allowed_tools,
     check_tools,
     template_kwargs,
 )
@@ -84,7 +85,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     ] = None
     tools: Annotated[list[dict[str, Any]] | None, doc("Functions that the model may call.")] = None
     tool_choice: Annotated[
-        str | dict[str, Any] | None, doc("Whether and what the model calls.")
+        str | dict[str, Any] | None,
+        doc(
+            "Whether and what the model calls: `none`, `auto`, `required`, an object of type "
+            "`function`, or of type `allowed_tools`, which leaves the model those tools alone."
+        ),
     ] = None
     parallel_tool_calls: Annotated[
         bool | None, doc("With false, at most one call is answered (default true).")
@@ -216,6 +221,7 @@ def check_chat(fields: Body) -> tuple[ChatRequest, list[dict[str, Any]]]:
             )
     try:
         check_tools(request.tools, request.tool_choice)
+        request.tools, request.tool_choice = allowed_tools(request.tools, request.tool_choice)
     except msgspec.ValidationError as error:
         raise type_error(str(error)) from None
     if request.continue_final_message and request.add_generation_prompt:

@@ -31,12 +31,12 @@ from minisgl_fast.api.openai_request import Prompt
 from minisgl_fast.api.response_format import ResponseFormat
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.api.sampling_params import (
-    banned_token_ids,
     cache_salt,
     check_token_ids,
     sampling_params,
 )
 from minisgl_fast.api.session import Generation, Session
+from minisgl_fast.api.token_rules import banned_words, token_rules
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
 from minisgl_fast.params import SamplingParams
@@ -54,7 +54,8 @@ MAX_KEPT_PARAMS = 4096
 _NOT_PARAMS = frozenset(
     ("model", "stream", "stream_options", "n", "cache_salt", "messages", "prompt", "max_tokens",
      "max_completion_tokens", "chat_template_kwargs", "response_format", "regex", "ebnf",
-     "json_schema", "structural_tag", "structured_outputs", "tools", "tool_choice")
+     "json_schema", "structural_tag", "structured_outputs", "tools", "tool_choice",
+     "allowed_token_ids")
 )  # fmt: skip
 _key_fields: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
@@ -148,8 +149,9 @@ class Pipeline:
         if params is None:
             params = sampling_params(body, self.frontend.defaults, max_tokens)
             if body.bad_words:
-                banned = banned_token_ids(body.bad_words, self.tokenizer)
-                params = replace(params, banned_token_ids=banned)
+                banned = banned_words(body.bad_words, self.tokenizer)
+                single = tuple(sorted(word[0] for word in banned if len(word) == 1))
+                params = replace(params, banned_token_ids=single)
             check_token_ids(params, self.frontend.check_ready().vocab_size)
             if key is not None:
                 if len(self._params) >= MAX_KEPT_PARAMS:
@@ -356,6 +358,11 @@ class Pipeline:
                 for prompt, limit in zip(prompts, limits, strict=True)
             )
             check_num_values(num_values * task.body.num_generated, param=task.logprobs_param)
+        grammar, param = task.checked, None if task.grammar is None else task.grammar.param
+        rules = token_rules(task.body, self.tokenizer, vocab_size)
+        if rules is not None:
+            frontend.grammars(rules[1])
+            grammar, param = rules[0].before(grammar), param or rules[1]
         session = Session(
             frontend,
             self.metrics,
@@ -378,8 +385,8 @@ class Pipeline:
             task.body.priority or 0,
             task.logprobs,
             task.kind,
-            task.checked,
-            None if task.grammar is None else task.grammar.param,
+            grammar,
+            param,
             None if task.body.num_generated == task.body.num_choices else task.body.num_choices,
         )
 

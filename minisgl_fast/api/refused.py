@@ -45,7 +45,6 @@ REFUSED: dict[str, Refusal] = {
     "prompt_embeds": Refusal("prompts are text or token ids"),
     "text": Refusal("the prompt's name is prompt or messages"),
     "sampling_params": Refusal("its fields stand beside the prompt"),
-    "allowed_token_ids": Refusal("regex and ebnf bound what may come"),
     "use_beam_search": Refusal("it samples; best_of takes the best of several", (False,)),
     "length_penalty": Refusal("there is no beam search", (1, 1.0)),
     "repetition_detection": Refusal("repetition_penalty and max_tokens bound it"),

@@ -52,7 +52,8 @@ class Usage:
 
 @dataclass(slots=True)
 class Answer:
-    """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id.
+    """One finished choice. ``text`` is JSON-escaped; ``matched`` the stop string or token id,
+    ``is_eos``: which is an end of text of the model.
 
     ``message``: the whole message in JSON, where the text is not all of it. ``first_time`` and
     ``last_time``: when its first and last token came, by time.perf_counter(). ``logprobs``: the
@@ -64,6 +65,7 @@ class Answer:
     text: bytes
     finish_reason: str
     matched: str | int | None
+    is_eos: bool = False
     message: bytes = b""
     first_time: float = 0.0
     last_time: float = 0.0
@@ -72,10 +74,13 @@ class Answer:
     embedding: Sequence[float] = ()
 
     def end(self) -> bytes:
-        """The keys behind the text of a finished choice."""
-        return b'"finish_reason":"%b","matched_stop":%b' % (
+        """The keys behind the text of a finished choice: what ended it by SGLang's name, and by
+        vLLM's, where the model's own end is null."""
+        matched = orjson.dumps(self.matched)
+        return b'"finish_reason":"%b","matched_stop":%b,"stop_reason":%b' % (
             self.finish_reason.encode(),
-            orjson.dumps(self.matched),
+            matched,
+            b"null" if self.is_eos else matched,
         )
 
 

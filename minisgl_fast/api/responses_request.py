@@ -140,9 +140,14 @@ def chat_fields(request: ResponsesRequest, given: Body) -> Body:
     choice = request.tool_choice
     if isinstance(choice, dict):
         if choice.get("type") == "function":
-            choice = {"type": "function", "function": {"name": choice.get("name")}}
+            choice = _named(choice)
         elif choice.get("type") == "allowed_tools":
-            choice = _allow(choice, fields)
+            tools = choice.get("tools")
+            allowed = [_named(tool) for tool in tools] if isinstance(tools, list) else None
+            choice = {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": choice.get("mode"), "tools": allowed},
+            }
     if choice is not None:
         fields["tool_choice"] = choice
     form = request.text.format if request.text is not None else None
@@ -253,24 +258,10 @@ def _tool(where: str, tool: Tool) -> Body:
     return {"type": "function", "function": function}
 
 
-def _allow(choice: Body, fields: Body) -> str:
-    """Leave the tools that are allowed; returns the mode."""
-    allowed = choice.get("tools")
-    if not isinstance(allowed, list) or choice.get("mode") not in ("auto", "required"):
-        raise RequestError(
-            "tool_choice of type allowed_tools needs tools, and a mode auto or required.",
-            param="tool_choice",
-        )
-    names = [tool.get("name") for tool in allowed if isinstance(tool, dict)]
-    tools = fields.get("tools", [])
-    known = {tool["function"]["name"] for tool in tools}
-    for name in names:
-        if name not in known:
-            raise RequestError(
-                f"Tool {str(name)[:200]!r} not found in tools list.", param="tool_choice.tools"
-            )
-    fields["tools"] = [tool for tool in tools if tool["function"]["name"] in names]
-    return str(choice["mode"])
+def _named(choice: object) -> Body:
+    """A function as a chat request names it."""
+    name = choice.get("name") if isinstance(choice, dict) else None
+    return {"type": "function", "function": {"name": name}}
 
 
 def _required(where: str, value: str | None) -> str:

@@ -89,9 +89,14 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     bad_words: Annotated[
         list[str] | None,
         doc(
-            "Words that must not come. Each must be one token, with or without a blank before it.",
-            maxItems=MAX_BANNED_TOKEN_IDS,
+            "Words that must not come, with or without a blank before them: the last token of a "
+            "word is banned where its others were the last to come.",
+            maxItems=MAX_BANNED_TOKEN_IDS // 2,
         ),
+    ] = None
+    allowed_token_ids: Annotated[
+        list[int] | None,
+        doc("The only tokens that may come; an end of text must be among them.", minItems=1),
     ] = None
     stop: Annotated[
         str | list[str] | None,

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
 from minisgl_fast.errors import RequestError
-from minisgl_fast.params import MAX_INT32, MAX_STOP_CHARACTERS, SamplingDefaults, SamplingParams
-from minisgl_fast.text.tokenizer import Tokenizer
+from minisgl_fast.params import MAX_INT32, SamplingDefaults, SamplingParams
 
 # Below this a temperature is greedy: logits divided by it would leave the range of float32.
 LOWEST_TEMPERATURE = 1e-5
@@ -86,27 +84,6 @@ def check_common(request: SamplingFields) -> None:
             raise RequestError(
                 f"{name} must have 1 to 128 printable ASCII characters and no blanks.", param=name
             )
-
-
-def banned_token_ids(words: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens of ``bad_words``. RequestError for a word that is not one token."""
-    banned: set[int] = set()
-    for index, word in enumerate(words):
-        where = f"bad_words[{index}]"
-        if not 0 < len(word) <= MAX_STOP_CHARACTERS:
-            raise RequestError(
-                f"{where} must have 1 to {MAX_STOP_CHARACTERS} characters.", param=where
-            )
-        forms = [tokenizer.encode(text) for text in (word, " " + word.lstrip())]
-        found = [ids[0] for ids in forms if len(ids) == 1]
-        if not found:
-            raise RequestError(
-                f"{where}: {word!r} is {len(forms[0])} tokens of this model; this server bans "
-                "words of one token only.",
-                param=where,
-            )
-        banned.update(found)
-    return tuple(sorted(banned))
 
 
 def cache_salt(request: SamplingFields) -> int:

@@ -202,6 +202,7 @@ class Session(Response):
             text,
             reason,
             matched,
+            is_eos=choice.reason == FinishReason.EOS and not choice.stopped_by_string,
             first_time=choice.first_time,
             last_time=choice.last_time,
             embedding=choice.embedding or (),

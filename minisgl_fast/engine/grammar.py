@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from minisgl_fast.engine.ruled_grammar import RuledGrammar, avoid
+from minisgl_fast.token_rules import TokenRules, split
 from minisgl_fast.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -96,22 +98,14 @@ class LLGrammar:
         failed = self._matcher.is_error() or self._credit_s <= 0
         if failed:
             data[:] = self._no_bits
-        elif avoided:
-            self._avoid(data, avoided)
+        else:
+            avoid(data, avoided)
         self._pay(start)
         if data == self._no_bits:
             self.has_ended = True
             self.is_accepting = not failed and self._matcher.is_accepting()
             if failed:
                 self._on_failure()
-
-    def _avoid(self, data: memoryview, avoided: Sequence[int]) -> None:
-        before = data.tobytes()
-        for token in avoided:
-            if token >> 3 < len(data):
-                data[token >> 3] &= ~(1 << (token & 7)) & 0xFF
-        if data == self._no_bits:
-            data[:] = before
 
     def _pay(self, start: float) -> None:
         self._credit_s -= max(0.0, time.thread_time() - start - FREE_CPU_S)
@@ -130,6 +124,7 @@ class Grammars:
         self._matcher = LLMatcher
         self._tokenizer = make_tokenizer(vocabulary, eos_ids)
         self._limits = limits()
+        self._num_ids = len(vocabulary)
         self._num_mask_bytes = -(-len(vocabulary) // 32) * 4
         self._cache: OrderedDict[bytes, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -140,7 +135,13 @@ class Grammars:
         )
 
     def compile(self, text: bytes) -> Future[Grammar | None]:
-        """The start of a grammar, soon; None if the text is no grammar or beyond the limits."""
+        """The start of a grammar, soon; None if the text is no grammar or beyond the limits.
+
+        Token rules (token_rules.py) may stand before it.
+        """
+        rules, text = split(text)
+        if rules is not None:
+            return self._ruled(rules, text)
         future: Future[Grammar | None] = Future()
         with self._lock:
             start = self._cache.get(text)
@@ -169,6 +170,21 @@ class Grammars:
         for pool in (self._compiler, self._fillers):
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ruled(self, rules: TokenRules, text: bytes) -> Future[Grammar | None]:
+        future: Future[Grammar | None] = Future()
+        if not text:
+            future.set_result(RuledGrammar(rules, None, self._num_ids))
+            return future
+
+        def finish(inner: Future[Grammar | None]) -> None:
+            grammar = None if inner.exception() is not None else inner.result()
+            future.set_result(
+                None if grammar is None else RuledGrammar(rules, grammar, self._num_ids)
+            )
+
+        self.compile(text).add_done_callback(finish)
+        return future
 
     def _compile(self, text: bytes) -> Grammar | None:
         start = self._matcher(self._tokenizer, text.decode(), log_level=0, limits=self._limits)

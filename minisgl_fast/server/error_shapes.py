@@ -25,6 +25,9 @@ _RESPONSES_NAMES = {
     "messages": "input",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
+    "tool_choice.allowed_tools.mode": "tool_choice.mode",
+    "tool_choice.allowed_tools.tools": "tool_choice.tools",
+    "tool_choice.function.name": "tool_choice.name",
 }
 _MESSAGES_NAMES = {
     "reasoning_effort": "output_config.effort",

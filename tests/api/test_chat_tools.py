@@ -13,6 +13,7 @@ from minisgl_fast.errors import ConfigError, RequestError
 from minisgl_fast.parsers.select import Formats
 from minisgl_fast.text.template import ChatTemplate
 
+TIME = {"type": "function", "function": {"name": "get_time"}}
 MESSAGES = [{"role": "user", "content": "What is the weather?"}]
 TOOLS = [
     {
@@ -181,6 +182,21 @@ def test_tools_reach_the_template_and_choice_none_hides_them(server, client, say
     sent = [request.prompt for request in server.engine.added]
     encode = server.frontend.tokenizer.encode
     assert sent == [encode(template.render(MESSAGES)), encode(template.render(MESSAGES, TOOLS))]
+
+
+def test_allowed_tools_leave_the_model_those_alone(server, client, say, template):
+    say(CALL)
+    named = [{"type": "function", "function": {"name": "get_weather"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": named}}
+    answer = whole(client, tools=[TIME, *TOOLS], tool_choice=choice)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    free = server.engine.added[-1]
+    assert free.prompt == server.frontend.tokenizer.encode(template.render(MESSAGES, TOOLS))
+    choice["allowed_tools"]["mode"] = "required"
+    whole(client, tools=[TIME, *TOOLS], tool_choice=choice)
+    bound = server.engine.added[-1]
+    assert bound.prompt == free.prompt and free.grammar == b""
+    assert b"get_weather" in bound.grammar and b"get_time" not in bound.grammar
 
 
 def test_a_round_of_calls_goes_through_the_template(server, client, say, template):

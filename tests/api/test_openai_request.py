@@ -182,6 +182,13 @@ def test_what_is_not_built_yet_is_refused_by_name(field, value):
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
+def allowed(mode, names):
+    """The fields of a request that allows these tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+    return {"tools": TOOLS, "tool_choice": choice}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("tools", TOOLS), ("tool_choice", "required"), ("reasoning_effort", "low")],
@@ -208,7 +215,12 @@ def test_fields_of_chat_are_refused_elsewhere(parse, field, value):
         ({"tools": TOOLS * (MAX_TOOLS + 1)}, "tools"),
         ({"tool_choice": 5}, "tool_choice"),
         ({"tool_choice": "any"}, "tool_choice"),
-        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tool_choice": {"type": "custom"}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        (allowed("none", ["f"]), "tool_choice.allowed_tools.mode"),
+        (allowed("auto", []), "tool_choice.allowed_tools.tools"),
+        (allowed("auto", ["g"]), "tool_choice.allowed_tools.tools"),
+        (allowed("auto", [5]), "tool_choice.allowed_tools.tools.function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function.name"),
         (

@@ -42,6 +42,7 @@ def test_a_chat_completion_has_every_key_of_the_schema():
                 "logprobs": None,
                 "finish_reason": "stop",
                 "matched_stop": "END",
+                "stop_reason": "END",
             }
         ],
         "usage": USAGE_JSON,

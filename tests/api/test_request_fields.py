@@ -6,6 +6,8 @@ import json
 import pytest
 from fake_engine import ANSWER, EOS, FACTS
 
+from minisgl_fast.token_rules import split
+
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 USER = [{"role": "user", "content": "Hi"}]
@@ -227,14 +229,38 @@ def test_a_suffix_is_filled_in_before(server, tokenizer):
     assert server.engine.added[-1].prompt == tokenizer.encode("a")
 
 
-def test_bad_words_are_banned_with_and_without_a_blank(server, tokenizer):
+def test_bad_words_of_one_token_are_biases_with_and_without_a_blank(server, tokenizer):
     ok(server, CHAT, messages=USER, max_tokens=1, bad_words=["Paris"], logit_bias={"5": 2})
-    bias = server.engine.added[-1].bias
+    sent = server.engine.added[-1]
     ids = [tokenizer.encode(text) for text in ("Paris", " Paris")]
-    assert bias == {5: 2.0, **{one[0]: float("-inf") for one in ids if len(one) == 1}}
-    found = error(server, CHAT, messages=USER, bad_words=["x", "antidisestablishmentarianism"])
-    assert found["param"] == "bad_words[1]"
-    assert error(server, CHAT, messages=USER, bad_words=[""])["param"] == "bad_words[0]"
+    assert sent.bias == {5: 2.0, **{one[0]: float("-inf") for one in ids}}
+    assert sent.grammar == b""
+    for bad in ("", "  ", "x" * 257):
+        assert error(server, CHAT, messages=USER, bad_words=["x", bad])["param"] == "bad_words[1]"
+    assert error(server, CHAT, messages=USER, bad_words=["x"] * 257)["param"] == "bad_words"
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_bad_words_of_several_tokens_and_allowed_tokens_are_rules(server, tokenizer, path):
+    ask = {"messages": USER} if path == CHAT else {"prompt": "Hi"}
+    words = ["antidisestablishmentarianism", "Paris"]
+    ok(server, path, **ask, max_tokens=1, bad_words=words, stream=True)
+    sent = server.engine.added[-1]
+    rules, grammar = split(sent.grammar)
+    long = tuple(tokenizer.encode(words[0])), tuple(tokenizer.encode(" " + words[0]))
+    same = [word for word in long if len(word) == len(long[0])]
+    assert (rules.allowed, list(rules.words), grammar) == (None, same, b"")
+    assert len(sent.bias) == 2
+    ok(server, path, **ask, max_tokens=1, allowed_token_ids=[0, 9, EOS], regex="a")
+    rules, grammar = split(server.engine.added[-1].grammar)
+    assert rules.words == () and b"lark_grammar" in grammar
+    allowed = [i for i in range(8 * len(rules.allowed)) if rules.allowed[i >> 3] >> (i & 7) & 1]
+    assert allowed == [0, 9, EOS]
+    before = len(server.engine.added)
+    for bad in ([], [-1], [151936], [2**40], ["x"], 5):
+        name = error(server, path, **ask, allowed_token_ids=bad, stream=True)["param"]
+        assert name.partition("[")[0] == "allowed_token_ids"
+    assert len(server.engine.added) == before
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -247,7 +273,7 @@ def test_a_pattern_stops_the_text_and_is_named(server, stream, keep):
     expected = "1. The capital of France is "
     assert text == expected + ("Paris" if keep else "")
     assert choices[-1]["finish_reason"] == "stop"
-    assert choices[-1]["matched_stop"] == "[A-Z][a-z]+s"
+    assert choices[-1]["matched_stop"] == choices[-1]["stop_reason"] == "[A-Z][a-z]+s"
 
 
 def test_a_pattern_that_is_none_is_refused_before_anything_runs(server):

@@ -309,3 +309,15 @@ def test_an_engine_that_fails_ends_the_stream_with_an_error(server, client):
             if event.type == "content_block_delta":
                 server.engine.end_of_all = FinishReason.ERROR
     assert caught.value.body["error"]["type"] == "api_error"
+
+
+def test_every_answer_has_the_request_s_id_where_the_sdk_looks(server, client, say):
+    say("Sunny.")
+    assert client.messages.create(**ASK)._request_id
+    with client.messages.stream(**ASK) as stream:
+        assert stream.response.headers["request-id"] == stream.response.headers["x-request-id"]
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.messages.create(**{**ASK, "max_tokens": 0})
+    assert caught.value.request_id == caught.value.body["request_id"]
+    fields = {key: value for key, value in ASK.items() if key != "max_tokens"}
+    assert client.messages.with_raw_response.count_tokens(**fields).headers["request-id"]
