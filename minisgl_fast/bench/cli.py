@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import math
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,7 @@ def _measure(
 
     async def measure() -> float:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        if threading.current_thread() is threading.main_thread():  # only that one gets signals
             loop.add_signal_handler(signal.SIGINT, client.interrupt)
         live = asyncio.create_task(Live(client, title).run()) if title is not None else None
         try:

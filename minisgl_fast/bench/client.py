@@ -16,17 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import resource
 import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from minisgl_fast.bench.connection import Connection, fault
 from minisgl_fast.bench.datasets import Sample
 from minisgl_fast.bench.endpoint import Endpoint
+from minisgl_fast.bench.limits import ClientCost, raise_file_limit, user_s
+from minisgl_fast.bench.poller import Poller
 from minisgl_fast.bench.reader import ProtocolError, ResponseReader
 from minisgl_fast.bench.results import Results
 from minisgl_fast.bench.samples import Distribution
@@ -38,9 +39,6 @@ MAX_OPENING = 128
 SWEEP_INTERVAL_S = 0.25
 LAG_INTERVAL_S = 0.02
 SETTLE_S = 0.05  # for the server to accept connections that were opened ahead
-# The client is called the limit beyond these.
-MAX_CPU_SHARE = 0.9
-MAX_LAG_S = 0.01
 
 
 @dataclass(slots=True)
@@ -70,26 +68,6 @@ class Load:
     credit: memoryview | None = None  # 8 bytes that count the events read, for who wants to know
 
 
-@dataclass(slots=True)
-class ClientCost:
-    """What the client itself took during a run."""
-
-    cpu_share: float = 0.0
-    lag_p99_s: float = 0.0
-    lag_max_s: float = 0.0
-    num_reads: int = 0
-    num_resent: int = 0
-
-    def limits(self) -> list[str]:
-        """Why the client may have been the limit; empty if it was not."""
-        found = []
-        if self.cpu_share > MAX_CPU_SHARE:
-            found.append(f"it used {self.cpu_share:.0%} of a core")
-        if self.lag_p99_s > MAX_LAG_S:
-            found.append(f"its loop ran {self.lag_p99_s * 1e3:.0f} ms late (p99)")
-        return found
-
-
 class Client:
     """One run of a load against an endpoint. Make a new one for the next run."""
 
@@ -98,14 +76,13 @@ class Client:
         endpoint: Endpoint,
         load: Load,
         results: Results,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.results = results
         self.cost = ClientCost()
         self.num_running = 0
         self.total = load.num_samples
         self.is_interrupted = False
-        self.clock = clock
+        self.clock = time.perf_counter
         self.endpoint = endpoint
         self.credit = load.credit
         self._load = load
@@ -120,6 +97,7 @@ class Client:
         self._opening: dict[asyncio.Task[None], Job] = {}
         self._gate = asyncio.Semaphore(MAX_OPENING)
         self._tls = ssl.create_default_context() if endpoint.is_tls else None
+        self._poller = None if endpoint.is_tls else Poller()
         self._address: str | None = None
         self._start_s = 0.0
         self._done = asyncio.Event()
@@ -136,15 +114,30 @@ class Client:
     async def run(self) -> float:
         """Send everything and wait for the ends; the duration in seconds. ConfigError."""
         self._loop = asyncio.get_running_loop()
-        _raise_file_limit()
+        raise_file_limit(min(self._load.max_concurrency or 0, self.total))
+        if self._poller is not None:
+            self._loop.add_reader(self._poller.fileno(), self._poller.read_ready)
+        try:
+            duration_s = await self._run()
+        finally:
+            self._close()
+            await asyncio.sleep(0)  # lets the connections end
+            if self._poller is not None:
+                self._loop.remove_reader(self._poller.fileno())
+                self._poller.close()
+        if self._error is not None:
+            raise self._error
+        return duration_s
+
+    async def _run(self) -> float:
         self._jobs = self._prepared(self._load.samples)
         if self._load.max_concurrency is not None:
             await self._connect_ahead(min(self._load.max_concurrency, self.total))
         self._advance()
-        sweeper = asyncio.create_task(self._sweep())
         lag = Distribution()
-        lag_meter = asyncio.create_task(self._measure_lag(lag))
-        cpu_s = time.process_time()
+        watchers = [asyncio.create_task(self._sweep())]
+        watchers.append(asyncio.create_task(self._measure_lag(lag)))
+        cpu_s, in_user_s = time.process_time(), user_s()
         self._start_s = self.clock()
         try:
             if self._next is not None:
@@ -152,14 +145,11 @@ class Client:
                 await self._done.wait()
         finally:
             duration_s = self.clock() - self._start_s
+            self.cost.user_s = user_s() - in_user_s
             self.cost.cpu_share = (time.process_time() - cpu_s) / max(duration_s, 1e-9)
             self.cost.lag_p99_s, self.cost.lag_max_s = lag.percentiles([99, 100])
-            sweeper.cancel()
-            lag_meter.cancel()
-            self._close()
-            await asyncio.sleep(0)  # lets the connections end
-        if self._error is not None:
-            raise self._error
+            for watcher in watchers:
+                watcher.cancel()
         return duration_s
 
     def interrupt(self) -> None:
@@ -269,6 +259,8 @@ class Client:
             )
         if self._address is None:  # the name is resolved once
             self._address = transport.get_extra_info("peername")[0]
+        if self._poller is not None:
+            connection.read_directly(self._poller)
         return connection
 
     async def _connect_ahead(self, num_connections: int) -> None:
@@ -374,10 +366,3 @@ class Client:
 def _popped(jobs: deque[Job]) -> Iterator[Job]:
     while jobs:
         yield jobs.popleft()
-
-
-def _raise_file_limit() -> None:
-    """Let this process have as many connections as the system allows it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,5 +1,8 @@
 """Connection: one kept connection of the load client, and the request that is on it.
 
+A plain socket is read by the client's poller, TLS by its transport, which connects, writes and
+closes in both cases.
+
 Rules: bytes go to the reader and nowhere else, so no Python object is made per event; a request
 ends exactly once, by one call of the client: ``answered``, ``failed`` or ``resend``.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+from minisgl_fast.bench.poller import Poller
 from minisgl_fast.bench.reader import ProtocolError, ResponseReader
 
 if TYPE_CHECKING:
@@ -18,7 +22,16 @@ if TYPE_CHECKING:
 class Connection(asyncio.Protocol):
     """One connection, and the request on it if there is one."""
 
-    __slots__ = ("_client", "_clock", "_reader", "_transport", "_was_used", "job")
+    __slots__ = (
+        "_client",
+        "_clock",
+        "_descriptor",
+        "_poller",
+        "_reader",
+        "_transport",
+        "_was_used",
+        "job",
+    )
 
     def __init__(self, client: Client) -> None:
         self.job: Job | None = None
@@ -27,6 +40,8 @@ class Connection(asyncio.Protocol):
         self._reader = ResponseReader(client.endpoint.reader_api, client.credit)
         self._was_used = False
         self._transport: asyncio.Transport
+        self._poller: Poller | None = None
+        self._descriptor = -1
 
     @property
     def num_events(self) -> int:
@@ -36,7 +51,16 @@ class Connection(asyncio.Protocol):
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
+    def read_directly(self, poller: Poller) -> None:
+        """Have the poller read, from a time on when nothing has come yet."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._descriptor = self._transport.get_extra_info("socket").fileno()
+            self._poller = poller
+            poller.watch(self._descriptor, self._reader, self)
+
     def abort(self) -> None:
+        self._leave_poller()
         self._transport.abort()
 
     def send(self, job: Job) -> None:
@@ -50,10 +74,34 @@ class Connection(asyncio.Protocol):
 
     def give_up(self, kind: str, message: str) -> None:
         """End the request, if there is one, and the connection."""
-        self._transport.abort()
+        self.abort()
         job, self.job = self.job, None
         if job is not None:
             self._client.failed(job, kind, message)
+
+    # What the poller calls
+
+    def answered(self) -> None:
+        """The response is complete."""
+        job, self.job = self.job, None
+        assert job is not None
+        self._was_used = True
+        reusable = self._reader.keep_alive and not self._transport.is_closing()
+        if not reusable:
+            self._leave_poller()
+            self._transport.close()
+        self._client.answered(job, self._reader, self if reusable else None)
+
+    def read_by_transport(self) -> None:
+        """The peer has closed: the transport finds out how."""
+        self._leave_poller()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _leave_poller(self) -> None:
+        if self._poller is not None:
+            self._poller.forget(self._descriptor, self)
+            self._poller = None
 
     # asyncio.Protocol
 
@@ -64,16 +112,17 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             if self._reader.feed(data, self._clock()):
-                self._answered()
+                self.answered()
         except ProtocolError as error:
             self.give_up("protocol", str(error))
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._leave_poller()
         self._client.closed(self, self._reader.num_reads)
         if self.job is None:
             return
         if self._reader.feed_eof(self._clock()):
-            self._answered()
+            self.answered()
             return
         job, self.job = self.job, None
         if self._was_used and self._reader.num_bytes == 0 and not job.is_resent:
@@ -81,15 +130,6 @@ class Connection(asyncio.Protocol):
         else:
             after = f"after {self._reader.num_events} events"
             self._client.failed(job, "cut", f"{error or 'closed by the server'} {after}")
-
-    def _answered(self) -> None:
-        job, self.job = self.job, None
-        assert job is not None
-        self._was_used = True
-        reusable = self._reader.keep_alive and not self._transport.is_closing()
-        if not reusable:
-            self._transport.close()
-        self._client.answered(job, self._reader, self if reusable else None)
 
 
 def fault(reader: ResponseReader, api: str) -> tuple[str, str]:

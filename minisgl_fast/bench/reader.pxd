@@ -29,6 +29,7 @@ cdef class ResponseReader:
         string _text
         uint64_t[::1] _credit  # counts events for somebody else; may be None
 
+    cdef int take(self, const char *data, size_t size, double now) except -1
     cdef int _feed(self, const char *data, size_t size, double now) except -1
     cdef size_t _take_frame(self, const char *data, size_t size, size_t limit) except? 0
     cdef int _on_head(self) except -1

@@ -108,9 +108,7 @@ cdef class ResponseReader:
         self._text.clear()
 
     def feed(self, bytes data not None, double now):
-        self.num_reads += 1
-        self._feed(PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), now)
-        return self._state == IDLE
+        return self.take(PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data), now) != 0
 
     def feed_eof(self, double now):
         self.keep_alive = False
@@ -141,6 +139,12 @@ cdef class ResponseReader:
         return list(self.gaps_s)
 
     # HTTP
+
+    cdef int take(self, const char *data, size_t size, double now) except -1:
+        """feed."""
+        self.num_reads += 1
+        self._feed(data, size, now)
+        return self._state == IDLE
 
     cdef int _feed(self, const char *data, size_t size, double now) except -1:
         cdef size_t step

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minisgl_fast.bench.client import ClientCost
+from minisgl_fast.bench.limits import ClientCost
 from minisgl_fast.bench.results import Results
 from minisgl_fast.bench.samples import BINS_PER_DECADE, LOWEST_S, Distribution
 
@@ -72,6 +72,7 @@ def make_report(
         "error_messages": results.messages,
         "client": {
             "cpu_share": cost.cpu_share,
+            "cpu_user_s": cost.user_s,
             "lag_p99_ms": cost.lag_p99_s * 1e3,
             "lag_max_ms": cost.lag_max_s * 1e3,
             "resent": cost.num_resent,
@@ -174,6 +175,9 @@ def make_table(report: Mapping[str, Any]) -> str:
             if key.endswith(f"_{name}_ms"):
                 statistic = key.removesuffix(f"_{name}_ms")
                 row(f"{statistic.capitalize()} {name.upper()}", float(value))
+    lines.append(" This client ".center(NUM_BAR, "-"))
+    row("CPU (% of a core)", own["client"]["cpu_share"] * 100)
+    row("Event loop late, p99 (ms)", own["client"]["lag_p99_ms"])
     lines.append("=" * NUM_BAR)
     for kind, count in own["errors"].items():
         message = own["error_messages"].get(kind, "")

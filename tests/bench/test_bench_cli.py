@@ -2,10 +2,14 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from sse_server import CUT, STREAM_HEAD, SseServer, in_thread, plain, talk
+from sse_server import CUT, KEEP, STREAM_HEAD, SseServer, in_thread, plain, talk
 
 from minisgl_fast.bench.page import make_page
 from minisgl_fast.cli import main
@@ -248,3 +252,24 @@ def test_a_page_of_nothing_is_still_a_page(tmp_path):
     path = tmp_path / "x.html"
     path.write_text(make_page([{"output_throughput": 0.0}]))
     assert check_page(path)[1].count("no data") == 6
+
+
+def test_ctrl_c_ends_a_run_and_reports_what_was_done(tmp_path):
+    def one_then_silence(request):
+        first, *rest = talk(request)
+        return [first, *rest] if request.connection == 0 and not request.number else [first, KEEP]
+
+    path = tmp_path / "run.json"
+    with in_thread(SseServer(one_then_silence)) as server:
+        command = [sys.executable, "-m", "minisgl_fast", "bench", "--base-url", server.url]
+        command += ["--model", "m", "--num-prompts", "5", "--warm-up", "0", "--json", str(path)]
+        command += ["--input-len", "3", "--output-len", "2", "--max-concurrency", "1"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while len(server.requests) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    report = json.loads(path.read_text())
+    assert report["interrupted"] is True
+    assert (report["completed"], report["minisgl_fast"]["errors"]) == (1, {"cancelled": 1})

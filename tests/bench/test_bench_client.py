@@ -1,6 +1,7 @@
 """The client against scripted servers: what is sent and when, and how every failure is counted."""
 
 import asyncio
+import resource
 import socket
 import time
 
@@ -330,3 +331,18 @@ def test_urls_that_cannot_be_used_are_refused(url):
 def test_headers_cannot_smuggle_others():
     with pytest.raises(ConfigError):
         Endpoint("http://h", headers={"X": "a\r\nY: b"})
+
+
+def test_more_connections_than_files_are_refused_before_anything_is_sent():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    timed = samples(hard)
+    with pytest.raises(ConfigError, match=f"allows a process {hard}.*ulimit"):
+        run(talk, timed, max_concurrency=hard)
+
+
+def test_the_client_knows_what_it_cost():
+    _, client, results, duration_s = run(talk, samples(200, num_output=20))
+    assert results.completed == 200
+    cpu_s = client.cost.cpu_share * duration_s
+    assert 0 < client.cost.user_s <= cpu_s + 0.05  # the kernel counts user time in ticks
+    assert client.cost.num_reads >= 200

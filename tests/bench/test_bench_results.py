@@ -1,11 +1,12 @@
 """The metrics of answers whose times are known, and the report made of them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from minisgl_fast.bench.client import ClientCost
+from minisgl_fast.bench.limits import ClientCost
 from minisgl_fast.bench.reader import CHAT, ResponseReader
 from minisgl_fast.bench.report import make_report, make_table, warnings
 from minisgl_fast.bench.results import Results
@@ -190,6 +191,8 @@ def test_the_table_says_where_tokens_come_from_and_what_limits(results):
     table = make_table(found)
     assert "from usage and events" in table
     assert "ttft 250 ms" in table
+    assert re.search(r"CPU \(% of a core\) +97\.00\n", table)
+    assert re.search(r"Event loop late, p99 \(ms\) +50\.00\n", table)
     assert warnings(found) == [
         "approximate",
         "this client may have been the limit: it used 97% of a core",
