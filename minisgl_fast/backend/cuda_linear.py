@@ -11,6 +11,8 @@ kernel that takes it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +20,10 @@ from torch import Tensor
 from minisgl_fast.backend.cuda_gemm import SmallGemm
 from minisgl_fast.backend.interface import MIN_LOGIT_ROWS, Matrix, Norm
 from minisgl_fast.backend.kernel import get_kernel
+from minisgl_fast.backend.product_plans import ProductPlans
 
+# Whether a start looks for cuBLAS's fastest algorithms, or takes the ones that it ranks first.
+PLAN_PRODUCTS = False
 SILU_BLOCK = 128
 SILU_MIN_BLOCKS = 1500
 
@@ -38,12 +43,17 @@ class Linears:
 
     def __init__(self, device: torch.device, max_samples: int, vocab_size: int) -> None:
         self._gemm = SmallGemm(device)
+        self._plans = ProductPlans(device)
         self._rms_norm = get_kernel("rms_norm", "rms_norm")
         self._silu_mul = get_kernel("silu_mul", "silu_mul")
         # Rows of whole 16-byte loads, at one address for all CUDA graphs and the sampler.
         stride = -(-vocab_size // 8) * 8
         num_rows = max(max_samples, MIN_LOGIT_ROWS)
         self._logits = torch.empty(num_rows, stride, dtype=torch.bfloat16, device=device)
+
+    def planning(self) -> AbstractContextManager[None]:
+        """Inside, products may be timed, and the fastest way kept."""
+        return self._plans.planning() if PLAN_PRODUCTS else nullcontext()
 
     def unscaled(self, x: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor | None, float]:
         """(product, rows, eps): if there are rows, the product is still to be scaled by 1 / rms."""
@@ -53,7 +63,7 @@ class Linears:
         eps = None if norm is None else norm[1]
         if self._gemm.fits(len(x), *weight.shape):
             return self._gemm.linear(x, weight, bias, eps), None, 0.0
-        return F.linear(x, weight, bias), None if eps is None else x, eps or 0.0
+        return self._linear(x, weight, bias), None if eps is None else x, eps or 0.0
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
         """residual, in place."""
@@ -62,6 +72,8 @@ class Linears:
             return self._gemm.linear_add(x, weight, residual, bias)
         if bias is not None:
             return residual.add_(F.linear(x, weight, bias))
+        if self._plans.run(x, weight, residual, add=True):
+            return residual
         return residual.addmm_(x, weight.T)
 
     def linear_silu_mul(self, x: Tensor, matrix: Matrix) -> Tensor:
@@ -79,7 +91,15 @@ class Linears:
             x = self.rms_norm(x, *norm)
         if self._gemm.fits(len(x), *weight.shape) and out.is_contiguous():
             return self._gemm.linear(x, weight, out=out)
+        if self._plans.run(x, weight, out):
+            return out
         return torch.mm(x, weight.T, out=out)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None:
+            return F.linear(x, weight, bias)
+        out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
+        return out if self._plans.run(x, weight, out) else torch.mm(x, weight.T, out=out)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Of each row; rounded before the weight, as transformers does it."""
