@@ -19,7 +19,14 @@ from typing import Any
 TIMEOUT_S = 90.0  # a deadline for a loaded machine, not a figure
 MODULE = (sys.executable, "-m", "minisgl_fast")
 SCRIPT = (str(Path(sys.executable).with_name("minisgl-fast")),)
+CHAT = "/v1/chat/completions"
+MESSAGES: Any = [{"role": "user", "content": "What is the capital of France?"}]
+ENDLESS = {"prompt": "Once", "max_tokens": 60_000, "ignore_eos": True, "temperature": 1.0}
 CPU = ("--port", "0", "--device", "cpu", "--dtype", "float32", "--num-threads", "1")
+
+
+# start_server(*flags, **options): a fixture of conftest.py.
+StartServer = Callable[..., "ServerProcess"]
 
 
 class ServerProcess:
@@ -194,3 +201,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def joined(stream: Any) -> tuple[str, list[Any]]:
+    """The text of a stream of the SDK, and its chunks."""
+    chunks = list(stream)
+    texts = [
+        getattr(choice, "text", None) or getattr(getattr(choice, "delta", None), "content", None)
+        for chunk in chunks
+        for choice in chunk.choices
+    ]
+    return "".join(text or "" for text in texts), chunks

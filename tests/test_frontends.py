@@ -7,31 +7,21 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import ServerProcess, Stream, eventually, is_running
+from server_process import ServerProcess, StartServer, Stream, eventually, is_running
 
 FLAGS = ("--fake-engine", "--frontends", 2, "--tick-us", 5000)
 ENDLESS = {"prompt": "x", "max_tokens": 100_000}
 NUM_STREAMS = 16  # all on one of two frontends once in 32,768 runs
 
-Start = Callable[..., ServerProcess]
-
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    servers: list[ServerProcess] = []
-
-    def start_server(*flags: str | Path | int, **options: Any) -> ServerProcess:
-        servers.append(ServerProcess(*FLAGS, *flags, **options))
-        return servers[-1].wait_ready()
-
-    yield start_server
-    for server in servers:
-        server.end()
+def start(start_server: StartServer) -> StartServer:
+    return lambda *flags: start_server(*FLAGS, *flags).wait_ready()
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +126,7 @@ def test_a_request_is_aborted_by_its_name_whoever_has_it(server: ServerProcess) 
     assert server.request("POST", "/flush_cache")[0] == 200
 
 
-def test_all_frontends_drain(start: Start) -> None:
+def test_all_frontends_drain(start: StartServer) -> None:
     server = start()
     processes = children(server)
     streams = open_streams(server, max_tokens=400)
@@ -150,7 +140,7 @@ def test_all_frontends_drain(start: Start) -> None:
     assert not [line for line in server.errors if "error" in line or "Traceback" in line]
 
 
-def test_a_drain_that_takes_too_long_on_an_extra_frontend_ends_with_4(start: Start) -> None:
+def test_a_drain_that_takes_too_long_on_an_extra_frontend_ends_with_4(start: StartServer) -> None:
     server = start("--drain-timeout", "0.5")
     processes = children(server)
     streams = open_streams(server)
@@ -163,7 +153,7 @@ def test_a_drain_that_takes_too_long_on_an_extra_frontend_ends_with_4(start: Sta
 
 
 def test_the_death_of_an_extra_frontend_ends_its_streams_alone_and_another_comes(
-    start: Start,
+    start: StartServer,
 ) -> None:
     server = start()
     streams = open_streams(server)
@@ -199,7 +189,7 @@ def goes_on(stream: Stream) -> bool:
     return True
 
 
-def test_the_death_of_the_engine_is_told_by_all_frontends(start: Start) -> None:
+def test_the_death_of_the_engine_is_told_by_all_frontends(start: StartServer) -> None:
     server = start()
     processes = children(server)
     streams = open_streams(server)
@@ -217,7 +207,7 @@ def test_the_death_of_the_engine_is_told_by_all_frontends(start: Start) -> None:
     ]
 
 
-def test_the_death_of_the_main_process_ends_all(start: Start) -> None:
+def test_the_death_of_the_main_process_ends_all(start: StartServer) -> None:
     server = start()
     processes = children(server)
     streams = open_streams(server)
