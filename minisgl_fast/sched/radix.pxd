@@ -11,6 +11,7 @@ cdef struct Node:
     int32_t parent          # a page, ROOT or VACANT
     int32_t num_references  # requests whose path holds this node
     int32_t num_children
+    int32_t child           # found last; any page of the pool, so to be checked
     int32_t older           # neighbours in the list of unreferenced nodes
     int32_t newer
 
@@ -50,6 +51,9 @@ cdef class RadixCache:
     ) noexcept nogil
     cdef int32_t _find(
         self, int32_t parent, uint64_t key, const int32_t *tokens, uint64_t salt
+    ) noexcept nogil
+    cdef bint _is_child(
+        self, int32_t page, int32_t parent, const int32_t *tokens
     ) noexcept nogil
     cdef void _insert(
         self, int32_t page, int32_t parent, uint64_t key, const int32_t *tokens, uint64_t salt

@@ -6,6 +6,7 @@ node is ever split, and nothing is allocated after the start. Children are found
 open-addressing table (linear probing, deletion by backward shift) keyed by a 64-bit hash of the
 parent and the page's tokens; parent, tokens and salt are compared in full, so a hash collision
 cannot serve wrong KV. The salt enters at the root: requests with different salts share nothing.
+A node remembers the child that was found last, which is tried before anything is hashed.
 
 What a request holds, by page of its row (``pages``) and of its path (``path``):
 
@@ -104,9 +105,12 @@ cdef class RadixCache:
             return 0
         while depth < num_pages:
             digit = tokens + <size_t>depth * self.page_size
-            page = self._find(page, self._key(page, digit, salt), digit, salt)
-            if page < 0:
-                break
+            if page != ROOT and self._is_child(self.nodes[page].child, page, digit):
+                page = self.nodes[page].child
+            else:
+                page = self._find(page, self._key(page, digit, salt), digit, salt)
+                if page < 0:
+                    break
             path[depth] = page
             depth += 1
         return depth
@@ -202,17 +206,23 @@ cdef class RadixCache:
         while page != EMPTY:
             if (
                 self.nodes[page].key == key
-                and self.nodes[page].parent == parent
                 and (parent != ROOT or self.nodes[page].salt == salt)
-                and memcmp(
-                    &self.tokens[<size_t>page * self.page_size], tokens,
-                    self.page_size * sizeof(int32_t),
-                ) == 0
+                and self._is_child(page, parent, tokens)
             ):
+                if parent != ROOT:
+                    self.nodes[parent].child = page
                 return page
             slot = (slot + 1) & self.mask
             page = self.table[slot]
         return -1
+
+    cdef bint _is_child(
+        self, int32_t page, int32_t parent, const int32_t *tokens
+    ) noexcept nogil:
+        """Whether ``page``, any page, is a node below ``parent`` with these tokens."""
+        return self.nodes[page].parent == parent and memcmp(
+            &self.tokens[<size_t>page * self.page_size], tokens, self.page_size * sizeof(int32_t)
+        ) == 0
 
     cdef void _insert(
         self, int32_t page, int32_t parent, uint64_t key, const int32_t *tokens, uint64_t salt
@@ -230,6 +240,7 @@ cdef class RadixCache:
         node.num_children = 0
         if parent != ROOT:
             self._count_child(parent, 1)
+            self.nodes[parent].child = page
         memcpy(
             &self.tokens[<size_t>page * self.page_size], tokens, self.page_size * sizeof(int32_t)
         )
