@@ -117,7 +117,7 @@ def test_a_word_after_a_space_is_a_token_and_every_byte_too(tmp_path: Path) -> N
 
 def test_every_request_gets_its_tokens_whatever_else_comes_and_goes() -> None:
     ours, theirs = socket.socketpair()
-    lane = Lane(theirs, [5, 6, 7])
+    lane = Lane(theirs, [5, 6, 7], waits=True)
     reader = FrameReader()
     rng = random.Random(0)
     wanted: dict[int, int] = {}
@@ -160,7 +160,7 @@ def test_every_request_gets_its_tokens_whatever_else_comes_and_goes() -> None:
 
 def test_what_has_no_tokens_to_give_is_refused() -> None:
     ours, theirs = socket.socketpair()
-    lane = Lane(theirs, [5])
+    lane = Lane(theirs, [5], waits=True)
     ours.sendall(
         frame(FrameKind.ADD, _add(1, 4))
         + frame(FrameKind.ADD, _add(2, 4, task=Task.EMBED_LAST))

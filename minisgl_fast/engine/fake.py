@@ -4,10 +4,11 @@ It speaks worker.py's frames over the same channels and gives every request the 
 up to its ``max_tokens`` and never an end of text; what is drawn, banned or biased is ignored. Log
 probabilities, embeddings and scores it refuses.
 
-Pace: with a tick, every request gets a token each tick. Without, a frontend gets the next step as
-soon as it has read the last one, so it is never the engine that limits. A load client that writes
-how many tokens it has read into the credit file (8 bytes, little-endian) is kept from falling
-behind too: loopback TCP that is overrun drops packets, and then that is what gets measured.
+Pace: with a tick, every request gets a token each tick, and a frontend that does not keep up finds
+many steps at once. Without, a frontend gets the next step as soon as it has read the last one, so
+it is never the engine that limits. A load client that writes how many tokens it has read into the
+credit file (8 bytes, little-endian) is kept from falling behind too: loopback TCP that is overrun
+drops packets, and then that is what gets measured.
 
 Rules: no torch; a step costs a few microseconds whatever the number of requests, for its rows are
 kept from step to step and ends are known in advance.
@@ -45,10 +46,12 @@ LONGEST_WAIT_S = 0.02
 class Lane:
     """The requests of one frontend, and how many steps they have had."""
 
-    def __init__(self, sock: socket.socket, tokens: list[int]) -> None:
+    def __init__(self, sock: socket.socket, tokens: list[int], waits: bool) -> None:
+        """``waits``: for its frontend to read each step before the next."""
         self.channel = EngineChannel(sock)
         self._socket = sock
         self._tokens = tokens
+        self._waits = waits
         self._places: dict[int, int] = {}  # rid -> its row
         self._rids = array.array("I")
         self._first: list[int] = []
@@ -81,7 +84,8 @@ class Lane:
                 self._remove(int.from_bytes(payload, "little"))
             elif kind == FrameKind.FLUSH:
                 self.channel.send(FrameKind.FLUSHED, payload + bytes((not len(self),)))
-            self._set_buffer()
+            if self._waits:
+                self._set_buffer()
         if self.channel.has_unsent:
             self.channel.flush()
 
@@ -172,7 +176,7 @@ class FakeEngine:
             with Path(config["credit_file"]).open("r+b") as file:
                 self._credit = mmap.mmap(file.fileno(), 8)
         self._tokens = settings["fake_tokens"]
-        self._lanes = [Lane(sock, self._tokens) for sock in self._sockets]
+        self._lanes = [self._lane(sock) for sock in self._sockets]
         facts = {
             "max_model_len": config["max_model_len"] or MAX_MODEL_LEN,
             "vocab_size": settings["vocab_limit"],
@@ -195,7 +199,7 @@ class FakeEngine:
             for lane in self._lanes:
                 lane.receive()
             for sock in [sock for lane in self._lanes for sock in lane.channel.take_sockets()]:
-                self._lanes.append(Lane(sock, self._tokens))
+                self._lanes.append(self._lane(sock))
                 self._lanes[-1].channel.send(FrameKind.READY, self._facts)
             self._lanes = [lane for lane in self._lanes if not lane.channel.closed]
             if not self._lanes:
@@ -218,6 +222,9 @@ class FakeEngine:
                     lane.step()
             else:
                 self._step_where_read(busy, now)
+
+    def _lane(self, sock: socket.socket) -> Lane:
+        return Lane(sock, self._tokens, waits=not self._tick_s)
 
     def _step_where_read(self, busy: list[Lane], now: float) -> None:
         """The next step for every frontend that has read its last one."""
