@@ -22,7 +22,8 @@ The time of such a product is that of reading W, so everything serves one stream
 - A block owns 16 * ROW_TILES rows of W, and a cluster of CLUSTER blocks splits K; sums go warp by
   warp and block by block in a fixed order, so equal inputs give equal bits. A row's bits do not
   depend on the other rows, nor on ROW_TILES or N_TILES; only on how K is split.
-- With more tiles than clusters the ring runs on from one tile into the next.
+- With more tiles than clusters the ring runs on from one tile into the next, and the sums of a
+  tile are exchanged in the cluster while the next one is computed: no block waits for its peers.
 
 In a tile, row slots g and g + 8 of the MMA are rows 2g and 2g + 1 of W (so that a lane owns a pair
 of neighbours of out), or a gate row and its up row (so that a lane owns both).
@@ -245,109 +246,13 @@ __device__ __forceinline__ void run(const Arguments& a) {
     cp_async_wait<0>();
     if (CLUSTER > 1) cluster_wait();
 
-    int stage = 0, buffer = 0;
-    for (int tile = first_tile; tile < num_tiles; tile += num_clusters, buffer ^= 1) {
-        const bool add_squares = a.normed && tile == first_tile;
-        float squares[N_TILES] = {};
-        float d[ROW_TILES][N_TILES][4];
-#pragma unroll
-        for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) d[r][j][i] = 0.0f;
-#pragma unroll 1
-        for (int step = 0; step < my_steps; step++) {
-            uint4 b[2][N_TILES];
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++) {
-                    b[half][j] = make_uint4(0, 0, 0, 0);
-                    if (g + 8 * j < a.num_rows) b[half][j] = *x_slot(step, half, g + 8 * j);
-                }
-            if (add_squares)
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++)
-                    squares[j] += squares_of(b[0][j]) + squares_of(b[1][j]);
-            wait_copies(a.stages - 1);
-            const uint4* w = (const uint4*)(ring + stage * STEP_BYTES) + lane;
-#pragma unroll
-            for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const uint4 top = w[(r * 4 + half) * 32], bottom = w[(r * 4 + 2 + half) * 32];
-                    const uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
-                    const uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
-#pragma unroll
-                    for (int j = 0; j < N_TILES; j++) {
-                        mma_bf16(d[r][j], low, b[half][j].x, b[half][j].y);
-                        mma_bf16(d[r][j], high, b[half][j].z, b[half][j].w);
-                    }
-                }
-            copy_next();
-            if (++stage == a.stages) stage = 0;
-        }
-
-        // Over the warps.
-        uint8_t* const sums_of_tile = partials + buffer * buffer_stride;
-        float4* const my_partial = (float4*)(sums_of_tile + warp * partial_stride) + lane;
-#pragma unroll
-        for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++)
-                my_partial[(r * N_TILES + j) * 32] =
-                    make_float4(d[r][j][0], d[r][j][1], d[r][j][2], d[r][j][3]);
-        if (add_squares)
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++) {
-                squares[j] = quad_sum(squares[j]);
-                if (t == 0) block_squares[warp * ROWS + j * 8 + g] = squares[j];
-            }
-        __syncthreads();
-        const auto squares_of_warps = [&](int row) {
-            float sum = 0.0f;
-            for (int w = 0; w < num_warps; w++) sum += block_squares[w * ROWS + row];
-            return sum;
-        };
-        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (threadIdx.x < QUADS)
-#pragma unroll 4
-            for (int w = 0; w < num_warps; w++)
-                sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + threadIdx.x));
-
-        // Over the cluster.
-        if (CLUSTER > 1) {
-            float4* const slots = (float4*)cluster_sums + buffer * QUADS;  // [rank][SHARE]
-            if (threadIdx.x < QUADS)
-                store_peer(
-                    peer_address(
-                        shared_address(slots + rank * SHARE + threadIdx.x % SHARE),
-                        threadIdx.x / SHARE),
-                    sum);
-#if N_TILES == 4  // a block of few warps has threads with two sums
-            for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x) {
-                sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                for (int w = 0; w < num_warps; w++)
-                    sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + i));
-                store_peer(
-                    peer_address(shared_address(slots + rank * SHARE + i % SHARE), i / SHARE), sum);
-            }
-#endif
-            if (add_squares)
-                for (int i = threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
-                    store_peer(
-                        peer_address(
-                            shared_address(rank_squares + rank * ROWS + i % ROWS), i / ROWS),
-                        squares_of_warps(i % ROWS));
-            cluster_arrive();
-            cluster_wait();
-            if (threadIdx.x < SHARE) {
-                sum = slots[threadIdx.x];
-                for (int peer = 1; peer < CLUSTER; peer++)
-                    sum = add4(sum, slots[peer * SHARE + threadIdx.x]);
-            }
-        }
+    const auto squares_of_warps = [&](int row) {
+        float sum = 0.0f;
+        for (int w = 0; w < num_warps; w++) sum += block_squares[w * ROWS + row];
+        return sum;
+    };
+    // Round, with what surrounds the product, and store the sum of the tile that was begun.
+    auto finish_tile = [&](float4 sum) {
         float products[2][2] = {{sum.x, sum.z}, {sum.y, sum.w}};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -373,7 +278,128 @@ __device__ __forceinline__ void run(const Arguments& a) {
                 pair = pack_bf16(bf16_low(pair) + bf16_low(old[i]), bf16_high(pair) + bf16_high(old[i]));
             *(uint32_t*)to = pair;
         }
-        begin_tile(tile + num_clusters);
+    };
+
+    // Blocks of a cluster finish a tile only when they have summed up the next one, so that none
+    // waits for its peers; hence one turn more.
+    const int end_tile = num_tiles + (CLUSTER > 1 ? num_clusters : 0);
+    int stage = 0, buffer = 0;
+    for (int tile = first_tile; tile < end_tile; tile += num_clusters, buffer ^= 1) {
+        const bool is_last_turn = CLUSTER > 1 && tile >= num_tiles;
+        const bool add_squares = a.normed && tile == first_tile;
+        uint8_t* const sums_of_tile = partials + buffer * buffer_stride;
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (!is_last_turn) {
+            float squares[N_TILES] = {};
+            float d[ROW_TILES][N_TILES][4];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) d[r][j][i] = 0.0f;
+#pragma unroll 1
+            for (int step = 0; step < my_steps; step++) {
+                uint4 b[2][N_TILES];
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+#pragma unroll
+                    for (int j = 0; j < N_TILES; j++) {
+                        b[half][j] = make_uint4(0, 0, 0, 0);
+                        if (g + 8 * j < a.num_rows) b[half][j] = *x_slot(step, half, g + 8 * j);
+                    }
+                if (add_squares)
+#pragma unroll
+                    for (int j = 0; j < N_TILES; j++)
+                        squares[j] += squares_of(b[0][j]) + squares_of(b[1][j]);
+                wait_copies(a.stages - 1);
+                const uint4* w = (const uint4*)(ring + stage * STEP_BYTES) + lane;
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        const uint4 top = w[(r * 4 + half) * 32], bottom = w[(r * 4 + 2 + half) * 32];
+                        const uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
+                        const uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
+#pragma unroll
+                        for (int j = 0; j < N_TILES; j++) {
+                            mma_bf16(d[r][j], low, b[half][j].x, b[half][j].y);
+                            mma_bf16(d[r][j], high, b[half][j].z, b[half][j].w);
+                        }
+                    }
+                copy_next();
+                if (++stage == a.stages) stage = 0;
+            }
+
+            // Over the warps.
+            float4* const my_partial = (float4*)(sums_of_tile + warp * partial_stride) + lane;
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++)
+                    my_partial[(r * N_TILES + j) * 32] =
+                        make_float4(d[r][j][0], d[r][j][1], d[r][j][2], d[r][j][3]);
+            if (add_squares)
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++) {
+                    squares[j] = quad_sum(squares[j]);
+                    if (t == 0) block_squares[warp * ROWS + j * 8 + g] = squares[j];
+                }
+            __syncthreads();
+            if (threadIdx.x < QUADS)
+#pragma unroll 4
+                for (int w = 0; w < num_warps; w++)
+                    sum = add4(
+                        sum, *((const float4*)(sums_of_tile + w * partial_stride) + threadIdx.x));
+        }
+
+        if (CLUSTER == 1) {
+            finish_tile(sum);
+            begin_tile(tile + num_clusters);
+            continue;
+        }
+
+        // Over the cluster: the tile before is complete; its slots are read before others may know
+        // that, as those after the next are the same ones.
+        float4* const slots = (float4*)cluster_sums + buffer * QUADS;  // [rank][SHARE]
+        float4 whole = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (tile != first_tile) {
+            cluster_wait();
+            if (threadIdx.x < SHARE) {
+                const float4* const ready = (float4*)cluster_sums + (buffer ^ 1) * QUADS;
+                whole = ready[threadIdx.x];
+                for (int peer = 1; peer < CLUSTER; peer++)
+                    whole = add4(whole, ready[peer * SHARE + threadIdx.x]);
+            }
+        }
+        if (!is_last_turn) {
+            if (threadIdx.x < QUADS)
+                store_peer(
+                    peer_address(
+                        shared_address(slots + rank * SHARE + threadIdx.x % SHARE),
+                        threadIdx.x / SHARE),
+                    sum);
+#if N_TILES == 4  // a block of few warps has threads with two sums
+            for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x) {
+                sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                for (int w = 0; w < num_warps; w++)
+                    sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + i));
+                store_peer(
+                    peer_address(shared_address(slots + rank * SHARE + i % SHARE), i / SHARE), sum);
+            }
+#endif
+            if (add_squares)
+                for (int i = threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
+                    store_peer(
+                        peer_address(
+                            shared_address(rank_squares + rank * ROWS + i % ROWS), i / ROWS),
+                        squares_of_warps(i % ROWS));
+            cluster_arrive();
+        }
+        if (tile != first_tile) {
+            finish_tile(whole);
+            begin_tile(tile);
+        }
     }
 }
 

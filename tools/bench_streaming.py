@@ -38,7 +38,7 @@ PROMPT = (
 )
 NUM_WORDS = 400
 # Clients: requests of each. Enough that start-up is not the figure.
-ROUNDS = {1: 12, 16: 8, 64: 6, 256: 4}
+ROUNDS = {1: 10, 16: 6, 64: 5, 256: 3}
 QUIET_TIMEOUT_S = 15.0
 RUN_TIMEOUT_S = 120.0
 LOG = "server.log"

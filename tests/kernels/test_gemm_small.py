@@ -28,15 +28,20 @@ pytestmark = [pytest.mark.gpu, needs_gpu]
 
 @pytest.fixture(scope="module")
 def gemm():
-    from minisgl_fast.backend.cuda_gemm import SmallGemm
+    """With all row counts that the kernel can do, whether or not they pay."""
+    from minisgl_fast.backend import cuda_gemm
 
-    return SmallGemm(torch.device("cuda"))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cuda_gemm, "WIDE_PAYS", True)
+    yield cuda_gemm.SmallGemm(torch.device("cuda"))
+    patch.undo()
 
 
 def rows_of(gemm, n: int, k: int) -> list[int]:
-    """The row counts that this product has: all up to 8, and those up to 16 where x is small."""
+    """The row counts that this product has: all up to 8; up to 16 where x is small or W large."""
     rows = [count for count in ROWS if gemm.fits(count, n, k)]
-    assert set(rows) >= {count for count in ROWS if count <= (16 if k <= 3072 else 8)}
+    most = 16 if k <= 3072 or n * k > 1 << 23 else 8
+    assert set(rows) >= {count for count in ROWS if count <= most}
     return rows
 
 
@@ -164,4 +169,5 @@ def test_what_does_not_fit_is_said(gemm):
     assert not gemm.fits(33, 1024, 1024)
     assert not gemm.fits(1, 1000, 1024)
     assert not gemm.fits(1, 1024, 1000)
-    assert not gemm.fits(16, 5120, 17408)
+    assert not gemm.fits(17, 5120, 17408)
+    assert not gemm.fits(16, 5120, 100000 * 64)
