@@ -50,6 +50,7 @@ FACTS = {
     "grammars": True,
     "max_running_requests": 64,
     "architecture": "Qwen3ForCausalLM",
+    "num_parameters": 596_049_920,
 }
 
 

@@ -111,7 +111,7 @@ class Chat:
                 grammar=grammar,
                 extras=call.extras,
                 logprobs=body.logprob_options,
-                logprobs_param="top_logprobs" if body.top_logprobs else "logprobs",
+                logprobs_param=body.logprobs_param,
             )
         )
 

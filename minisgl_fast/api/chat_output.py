@@ -132,6 +132,7 @@ class ChatOutput:
 
     is_plain: all text from here on is content, and the caller may write it by itself.
     wants_reasoning: the answer has a place for reasoning.
+    num_content: characters of content so far.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class ChatOutput:
         self._has_plain = has_plain
         self._parts: list[Text | Call] = []
         self.calls: list[Call] = []
+        self.num_content = 0
         self._last: type[Event] | None = None  # kind of the last event
 
     @property
@@ -229,6 +231,7 @@ class ChatOutput:
         self._last = type(event)
         if isinstance(event, Content):
             self._add(Content, event.text)
+            self.num_content += len(event.text)
             return self._writer.text(Content, event.text)
         if isinstance(event, Reasoning):
             self._add(Reasoning, event.text)

@@ -17,11 +17,13 @@ from minisgl_fast.api.chat import Chat, ChatCall
 from minisgl_fast.api.ollama_format import OllamaFormat, OllamaGenerateFormat
 from minisgl_fast.api.ollama_request import (
     OllamaChatRequest,
+    OllamaFields,
     OllamaGenerateRequest,
     chat_fields,
     generate_fields,
     served_name,
 )
+from minisgl_fast.api.openai_logprobs import ChatLogprobs
 from minisgl_fast.api.openai_request import check_chat
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
@@ -32,9 +34,10 @@ CHAT = "/api/chat"
 NDJSON = "application/x-ndjson"
 GENERATE = "/api/generate"
 # The Ollama whose API this is; clients ask before they use what newer ones have.
-API_VERSION = "0.12.0"
+API_VERSION = "0.12.11"
 NEVER = "9999-12-31T23:59:59Z"
-ARCHITECTURE = "transformer"  # clients look for the key "{architecture}.context_length"
+# What Ollama calls types of weights.
+_WEIGHT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 class ShowRequest(msgspec.Struct):
@@ -77,7 +80,7 @@ class Ollama:
         pipeline = self._pipeline
         received = pipeline.admit(request, any_type=True)
         asked, _ = parse_body(request.body, OllamaChatRequest)
-        form = OllamaFormat(pipeline.model_name, received)
+        form = OllamaFormat(pipeline.model_name, received, self._logprobs(asked))
         if not asked.messages:
             self._answer_loaded(CHAT, asked.model, exchange, form)
             return
@@ -89,7 +92,7 @@ class Ollama:
         pipeline = self._pipeline
         received = pipeline.admit(request, any_type=True)
         asked, _ = parse_body(request.body, OllamaGenerateRequest)
-        form = OllamaGenerateFormat(pipeline.model_name, received)
+        form = OllamaGenerateFormat(pipeline.model_name, received, self._logprobs(asked))
         if not asked.prompt:
             self._answer_loaded(GENERATE, asked.model, exchange, form)
             return
@@ -114,16 +117,19 @@ class Ollama:
         pipeline = self._pipeline
         pipeline.check_model(served_name(asked.model or asked.name))
         facts = pipeline.frontend.facts
+        family = self._family  # clients look for the key "{architecture}.context_length"
         model_info: Body = {
-            "general.architecture": ARCHITECTURE,
+            "general.architecture": family,
             "general.basename": pipeline.model_name,
         }
         if facts is not None:
-            model_info[f"{ARCHITECTURE}.context_length"] = facts.max_model_len
-            model_info[f"{ARCHITECTURE}.vocab_size"] = facts.vocab_size
+            model_info["general.parameter_count"] = facts.num_parameters
+            model_info[f"{family}.context_length"] = facts.max_model_len
+            model_info[f"{family}.embedding_length"] = facts.hidden_size
+            model_info[f"{family}.vocab_size"] = facts.vocab_size
         answer = {
             "modelfile": f"FROM {pipeline.config.model}\n",
-            "parameters": "",
+            "parameters": self._parameters(),
             "template": pipeline.frontend.template.source,
             "details": self._details(),
             "model_info": model_info,
@@ -134,6 +140,11 @@ class Ollama:
 
     def version(self, request: HttpRequest, exchange: Exchange) -> None:
         self._respond(request.path, exchange, {"version": API_VERSION})
+
+    def _logprobs(self, asked: OllamaFields) -> ChatLogprobs | None:
+        if not asked.logprobs:
+            return None
+        return ChatLogprobs(self._pipeline.tokenizer, asked.top_logprobs or 0)
 
     def _answer_loaded(
         self, route: str, model: str | None, exchange: Exchange, form: OllamaFormat
@@ -157,13 +168,41 @@ class Ollama:
             "details": self._details(),
         }
 
+    @property
+    def _family(self) -> str:
+        facts = self._pipeline.frontend.facts
+        name = facts.architecture if facts is not None else ""
+        return name.removesuffix("ForCausalLM").lower() or "transformer"
+
+    def _parameters(self) -> str:
+        """The model's sampling defaults, a line each."""
+        defaults = self._pipeline.frontend.defaults
+        values = {
+            "temperature": defaults and defaults.temperature,
+            "top_p": defaults and defaults.top_p,
+            "top_k": defaults and defaults.top_k,
+            "min_p": defaults and defaults.min_p,
+            "repeat_penalty": defaults and defaults.repetition_penalty,
+        }
+        return "\n".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
     def _details(self) -> Body:
         facts = self._pipeline.frontend.facts
         return {
             "parent_model": "",
             "format": "gguf" if self._pipeline.config.model.endswith(".gguf") else "safetensors",
-            "family": "",
-            "families": None,
-            "parameter_size": "",
-            "quantization_level": facts.dtype if facts is not None else "",
+            "family": self._family,
+            "families": [self._family],
+            "parameter_size": _size(facts.num_parameters) if facts is not None else "",
+            "quantization_level": (
+                _WEIGHT_TYPES.get(facts.dtype, facts.dtype) if facts is not None else ""
+            ),
         }
+
+
+def _size(number: int) -> str:
+    """A number of parameters as Ollama writes it."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.2f}{unit}" if unit != "B" else f"{number / size:.1f}B"
+    return str(number)

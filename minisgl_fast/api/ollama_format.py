@@ -15,7 +15,9 @@ import orjson
 
 from minisgl_fast.api.chat_deltas import quoted
 from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, MessageFormat
-from minisgl_fast.api.response_format import Answer, Usage
+from minisgl_fast.api.logprobs import TokenLogprobs
+from minisgl_fast.api.openai_logprobs import ChatLogprobs
+from minisgl_fast.api.response_format import Answer, NewTokens, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import ollama_error
@@ -28,8 +30,10 @@ class OllamaFormat(MessageFormat):
     has_plain = True
     call_id_prefix = "call_"
 
-    def __init__(self, model: str, received: float) -> None:
+    def __init__(self, model: str, received: float, logprobs: ChatLogprobs | None = None) -> None:
         """``received``: when the request came, by time.perf_counter()."""
+        self._logprobs = logprobs
+        self._waiting: list[TokenLogprobs] = []  # of tokens that no line has told yet
         self._received = received
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         self._head = b'{"model":%b,"created_at":"%b",' % (orjson.dumps(model), now.encode())
@@ -66,6 +70,15 @@ class OllamaFormat(MessageFormat):
             return b""
         return self.prefix(answer.index) + answer.text + self.suffix(answer.index)
 
+    def with_logprobs(self, events: bytes, new: NewTokens) -> bytes:
+        """The first line tells of the tokens."""
+        self._waiting += new.tokens
+        first, end, rest = events.partition(b"\n")
+        if not end:
+            return events
+        fields = first.removesuffix(b',"done":false}')
+        return b'%b%b,"done":false}\n%b' % (fields, self._tokens(), rest)
+
     def ending(self, usage: Usage) -> bytes:
         return self._last(self._text(Content, b'""'), usage) + b"\n"
 
@@ -83,6 +96,7 @@ class OllamaFormat(MessageFormat):
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
         self._answer = answers[0]
+        self._waiting = answers[0].logprobs
         plain = self._text(Content, b'"%b"' % answers[0].text)
         return self._last(answers[0].message or plain, usage)
 
@@ -97,6 +111,13 @@ class OllamaFormat(MessageFormat):
             b'"content":%b' % text if kind is Content else b'"content":"","thinking":%b' % text
         )
 
+    def _tokens(self) -> bytes:
+        """The key of the tokens that wait, behind a comma."""
+        if self._logprobs is None or not self._waiting:
+            return b""
+        waiting, self._waiting = self._waiting, []
+        return b',"logprobs":' + orjson.dumps(self._logprobs.entries(waiting))
+
     def _line(self, fields: bytes) -> bytes:
         return b'%b%b,"done":false}\n' % (self._head, fields)
 
@@ -105,11 +126,12 @@ class OllamaFormat(MessageFormat):
         answer = self._answer
         first = answer.first_time or self._received
         return (
-            b'%b%b,"done":true,"done_reason":"%b","total_duration":%d,"load_duration":0,'
+            b'%b%b%b,"done":true,"done_reason":"%b","total_duration":%d,"load_duration":0,'
             b'"prompt_eval_count":%d,"prompt_eval_duration":%d,"eval_count":%d,"eval_duration":%d}'
             % (
                 self._head,
                 fields,
+                self._tokens(),
                 b"length" if answer.finish_reason == "length" else b"stop",
                 _ns(perf_counter() - self._received),
                 usage.prompt_tokens,

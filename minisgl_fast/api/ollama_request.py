@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from minisgl_fast.api.body import Body, doc
+from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS
 from minisgl_fast.errors import RequestError
 
 # Options of samplers that are not there, with the values that turn them off.
@@ -64,8 +65,15 @@ class OllamaFields(msgspec.Struct, kw_only=True):
         bool | str | None,
         doc("Turns the reasoning on or off where the template can, or says how much."),
     ] = None
-    logprobs: Annotated[bool | None, doc("Refused when true.")] = None
-    top_logprobs: Annotated[int | None, doc("Refused when not 0.")] = None
+    logprobs: Annotated[bool | None, doc("Give the log-probability of every token.")] = None
+    top_logprobs: Annotated[
+        int | None,
+        doc(
+            "List so many of the likeliest tokens too; with `logprobs`.",
+            minimum=0,
+            maximum=MAX_TOP_LOGPROBS,
+        ),
+    ] = None
 
 
 class CalledFunction(msgspec.Struct):
@@ -136,9 +144,12 @@ def served_name(name: str | None) -> str | None:
 
 
 def _common(request: OllamaFields) -> Body:
-    if request.logprobs or request.top_logprobs:
-        raise RequestError("This server does not support logprobs here.", param="logprobs")
-    fields: Body = {"model": served_name(request.model), "stream": request.stream is not False}
+    fields: Body = {
+        "model": served_name(request.model),
+        "stream": request.stream is not False,
+        "logprobs": request.logprobs,
+        "top_logprobs": request.top_logprobs,
+    }
     options = request.options or Options()
     for name, off in _OFF.items():
         value = getattr(options, name)

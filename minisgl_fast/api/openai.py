@@ -9,7 +9,7 @@ from minisgl_fast.api.chat import Chat, ChatCall
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.fill_in import around_middle
 from minisgl_fast.api.logprobs import text_offsets
-from minisgl_fast.api.openai_logprobs import ChatLogprobs, CompletionLogprobs
+from minisgl_fast.api.openai_logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 from minisgl_fast.api.openai_request import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -62,10 +62,18 @@ class OpenAI:
             echo = message_text(messages[-1])
         logprobs = None
         if body.logprobs:
-            logprobs = ChatLogprobs(self._pipeline.tokenizer, body.logprob_options.num_top)
-        form = ChatFormat(self._head(request, body), extras, echo, logprobs)
+            as_ids = bool(body.return_tokens_as_token_ids)
+            logprobs = ChatLogprobs(self._pipeline.tokenizer, body.top_logprobs or 0, as_ids=as_ids)
+        head = self._head(request, body)
+        form = ChatFormat(head, extras, echo, logprobs, self._prompt_logprobs(body))
         call = ChatCall(CHAT, request, exchange, received, form, extras=extras)
         self._chat.start(call, body, messages)
+
+    def _prompt_logprobs(self, body: SamplingFields) -> PromptLogprobs | None:
+        if body.prompt_logprobs is None:
+            return None
+        as_ids = bool(body.return_tokens_as_token_ids)
+        return PromptLogprobs(self._pipeline.tokenizer, body.prompt_logprobs, as_ids=as_ids)
 
     def _head(self, request: HttpRequest, body: SamplingFields) -> Head:
         return Head(
@@ -87,6 +95,10 @@ class OpenAI:
         params = pipeline.params(body, asked or None)
         extras = Extras.wanted(body)
         logprobs = body.logprob_options
+        listed = None
+        if body.num_listed >= 0:
+            as_ids = bool(body.return_tokens_as_token_ids)
+            listed = CompletionLogprobs(pipeline.tokenizer, body.num_listed, as_ids=as_ids)
         pipeline.start(
             Task(
                 route=COMPLETIONS,
@@ -99,7 +111,8 @@ class OpenAI:
                     self._head(request, body),
                     self._echoes(body, given, prompts, params.skip_special_tokens),
                     extras,
-                    CompletionLogprobs(pipeline.tokenizer) if logprobs.is_wanted else None,
+                    listed,
+                    self._prompt_logprobs(body),
                 ),
                 max_tokens=asked,
                 logprobs=(
@@ -107,6 +120,7 @@ class OpenAI:
                     if body.num_generated > body.num_choices
                     else logprobs
                 ),
+                logprobs_param="prompt_logprobs" if listed is None else "logprobs",
                 default_max_tokens=max(DEFAULT_COMPLETION_TOKENS, params.min_tokens),
                 received=received,
                 stream=bool(body.stream),
@@ -131,7 +145,7 @@ class OpenAI:
                 is_text = isinstance(prompt, str) and body.truncate_prompt_tokens is None
                 text = str(prompt) if is_text else tokenizer.decode(ids, skip_special)
                 echo = Echo(text)
-                if body.logprob_options.is_wanted:
+                if body.num_listed >= 0:
                     echo = Echo(text, ids, text_offsets(tokenizer, ids, text))
                 echoes += [echo] * body.num_choices
         return echoes

@@ -20,37 +20,47 @@ LOWEST = -9999.0
 NULL = b"null"
 
 
-class ChatLogprobs:
-    """``choices[].logprobs`` of chat objects and chunks."""
+class _Names:
+    """How tokens are called: by their text, or with ``as_ids`` as vLLM's ``token_id:5``."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_top: int, *, as_ids: bool = False) -> None:
+        """``num_top``: how many of the largest are listed."""
         self._tokenizer = tokenizer
         self._num_top = num_top
+        self._as_ids = as_ids
+
+    def _text(self, token: int) -> str:
+        if self._as_ids:
+            return f"token_id:{token}"
+        return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+class ChatLogprobs(_Names):
+    """``choices[].logprobs`` of chat objects and chunks."""
 
     def to_json(self, tokens: Sequence[TokenLogprobs]) -> bytes:
-        content = [
+        return orjson.dumps({"content": self.entries(tokens), "refusal": None})
+
+    def entries(self, tokens: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+        """An entry for each token, as other APIs have it, too."""
+        return [
             {
                 **self._entry(token.token, token.logprob),
                 "top_logprobs": [self._entry(*pair) for pair in token.top[: self._num_top]],
             }
             for token in tokens
         ]
-        return orjson.dumps({"content": content, "refusal": None})
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token)
         return {
-            "token": data.decode("utf-8", "replace"),
+            "token": self._text(token),
             "logprob": finite(logprob),
-            "bytes": list(data),
+            "bytes": list(self._tokenizer.token_bytes(token)),
         }
 
 
-class CompletionLogprobs:
+class CompletionLogprobs(_Names):
     """``choices[].logprobs`` of completion objects and chunks."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
 
     def to_json(self, tokens: Sequence[TokenLogprobs], offset: int = 0) -> bytes:
         """``offset``: characters that stand before the tokens' text."""
@@ -67,12 +77,30 @@ class CompletionLogprobs:
         if token.logprob is None:
             return None
         top: dict[str, float | None] = {}
-        for one, value in (*token.top, (token.token, token.logprob)):
+        for one, value in (*token.top[: self._num_top], (token.token, token.logprob)):
             top.setdefault(self._text(one), finite(value))
         return top
 
-    def _text(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+class PromptLogprobs(_Names):
+    """vLLM's ``prompt_logprobs``: for each token of a prompt but the first, by id, its own and the
+    largest. ``rank`` counts from 1, and is null where it is beyond those that are listed."""
+
+    def to_json(self, found: Sequence[TokenLogprobs]) -> bytes:
+        """``found``: the tokens of a prompt behind its first."""
+        return orjson.dumps([None, *map(self._position, found)])
+
+    def _position(self, token: TokenLogprobs) -> dict[str, Any]:
+        listed = token.top[: self._num_top]
+        ranks = {one: rank for rank, (one, _) in enumerate(token.top, 1)}
+        return {
+            str(one): {
+                "logprob": finite(value),
+                "rank": ranks.get(one),
+                "decoded_token": self._text(one),
+            }
+            for one, value in (*listed, (token.token, token.logprob))
+        }
 
 
 def finite(value: float | None) -> float | None:

@@ -20,11 +20,11 @@ from minisgl_fast.api.chat_fields import (
     check_tools,
     template_kwargs,
 )
-from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS, NO_LOGPROBS, LogprobOptions
+from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS, LogprobOptions
 from minisgl_fast.api.plain_body import Integer, PlainBody, PlainMessage
 from minisgl_fast.api.refused import check_refused, unsupported
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
-from minisgl_fast.api.sampling_params import check_common
+from minisgl_fast.api.sampling_params import check_common, check_num_top
 from minisgl_fast.errors import RequestError
 
 MAX_MESSAGES = 4096
@@ -134,7 +134,14 @@ class ChatRequest(SamplingFields, kw_only=True):
 
     @property
     def logprob_options(self) -> LogprobOptions:
-        return LogprobOptions(self.top_logprobs or 0) if self.logprobs else NO_LOGPROBS
+        return self.logprobs_with((self.top_logprobs or 0) if self.logprobs else -1)
+
+    @property
+    def logprobs_param(self) -> str:
+        """The field that asks for most of them."""
+        if not self.logprobs:
+            return "prompt_logprobs"
+        return "top_logprobs" if self.top_logprobs else "logprobs"
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -180,10 +187,13 @@ class CompletionRequest(SamplingFields, kw_only=True):
         return self.num_choices if self.best_of is None else self.best_of
 
     @property
+    def num_listed(self) -> int:
+        """How many of the likeliest are listed; -1 without log-probabilities."""
+        return -1 if self.logprobs is None or self.logprobs is False else self.logprobs
+
+    @property
     def logprob_options(self) -> LogprobOptions:
-        if self.logprobs is None or self.logprobs is False:
-            return NO_LOGPROBS
-        return LogprobOptions(self.logprobs, prompt_from=0 if self.echo else -1)
+        return self.logprobs_with(self.num_listed, of_prompt=bool(self.echo))
 
 
 class GenerateRequest(SamplingFields, kw_only=True):
@@ -214,7 +224,7 @@ def check_chat(fields: Body) -> tuple[ChatRequest, list[dict[str, Any]]]:
     check_refused(fields, is_chat=True)
     check_common(request)
     if request.top_logprobs is not None:
-        _check_num_top("top_logprobs", request.top_logprobs)
+        check_num_top("top_logprobs", request.top_logprobs)
         if request.top_logprobs and not request.logprobs:
             raise RequestError(
                 "top_logprobs can only be given when logprobs is true.", param="top_logprobs"
@@ -265,7 +275,7 @@ def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     check_common(request)
     prompts = read_prompts(request.prompt, param="prompt")
     _check_best_of(request)
-    _check_num_top("logprobs", request.logprobs or 0)
+    check_num_top("logprobs", request.logprobs or 0)
     if request.max_tokens == 0 and not request.echo:
         raise RequestError("max_tokens must be at least 1 unless echo is true.", param="max_tokens")
     return request, prompts
@@ -291,14 +301,10 @@ def parse_generate(body: bytes) -> GenerateRequest:
     check_common(request)
     if request.num_choices != 1:
         raise RequestError("n must be 1 on this route.", param="n")
-    if fields.get("logprobs"):
-        raise unsupported("logprobs")
+    for name in ("logprobs", "prompt_logprobs"):
+        if fields.get(name) not in (None, False):
+            raise unsupported(name, "/generate with text, SGLang's form, has return_logprob")
     return request
-
-
-def _check_num_top(name: str, num_top: int) -> None:
-    if not 0 <= num_top <= MAX_TOP_LOGPROBS:
-        raise RequestError(f"{name} must be in [0, {MAX_TOP_LOGPROBS}], got {num_top}.", param=name)
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

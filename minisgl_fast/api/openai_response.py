@@ -18,7 +18,7 @@ from minisgl_fast.api.chat_deltas import ChatDeltas, quoted
 from minisgl_fast.api.chat_output import MessageFormat
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.logprobs import TokenLogprobs, prompt_tokens
-from minisgl_fast.api.openai_logprobs import NULL, ChatLogprobs, CompletionLogprobs
+from minisgl_fast.api.openai_logprobs import NULL, ChatLogprobs, CompletionLogprobs, PromptLogprobs
 from minisgl_fast.api.response_format import (
     DONE,
     Answer,
@@ -120,11 +120,13 @@ class ChatFormat(_OpenAIFormat, MessageFormat):
         extras: Extras | None = None,
         echo: str = "",
         logprobs: ChatLogprobs | None = None,
+        prompt: PromptLogprobs | None = None,
     ) -> None:
-        """``echo``: text that every answer begins with."""
+        """``echo``: text that every answer begins with. ``prompt``: what lists the prompt's."""
         super().__init__(head, extras)
         self._echo = echo
         self._logprobs = logprobs
+        self._prompt = prompt
 
     def with_logprobs(self, events: bytes, new: NewTokens) -> bytes:
         """The first of the events carries the tokens."""
@@ -185,7 +187,10 @@ class ChatFormat(_OpenAIFormat, MessageFormat):
             for answer in answers
         )
         whole = self.whole(choices, usage)
-        return whole if self._extras is None else whole[:-1] + self._extras.prompt_key() + b"}"
+        more = b"" if self._extras is None else self._extras.prompt_key()
+        if self._prompt is not None:
+            more += b',"prompt_logprobs":' + self._prompt.to_json(answers[0].prompt_logprobs)
+        return whole[:-1] + more + b"}" if more else whole
 
 
 class CompletionFormat(_OpenAIFormat):
@@ -205,10 +210,13 @@ class CompletionFormat(_OpenAIFormat):
         echoes: list[Echo],
         extras: Extras | None = None,
         logprobs: CompletionLogprobs | None = None,
+        prompt: PromptLogprobs | None = None,
     ) -> None:
+        """``prompt``: what lists the prompts'."""
         super().__init__(head, extras)
         self._echoes = echoes
         self._logprobs = logprobs
+        self._prompt = prompt
 
     def prefix(self, index: int) -> bytes:
         return b'%b{"index":%d,"text":"' % (self._head, index)
@@ -254,11 +262,16 @@ class CompletionFormat(_OpenAIFormat):
                 answer.text,
                 self._logprobs_of(answer),
                 answer.end(),
-                self._extra(answer.index, is_event=False),
+                self._extra(answer.index, is_event=False) + self._prompt_key(answer),
             )
             for answer in answers
         )
         return self.whole(choices, usage)
+
+    def _prompt_key(self, answer: Answer) -> bytes:
+        if self._prompt is None:
+            return b""
+        return b',"prompt_logprobs":' + self._prompt.to_json(answer.prompt_logprobs)
 
     def _logprobs_of(self, answer: Answer) -> bytes:
         if self._logprobs is None:

@@ -19,10 +19,8 @@ _NO_IMAGES = "it serves text alone"
 _SCHEMA = "response_format and structured_outputs say it"
 
 REFUSED: dict[str, Refusal] = {
-    "prompt_logprobs": Refusal("/v1/completions gives them with echo and logprobs"),
     "logprob_token_ids": Refusal("/v1/score scores tokens by id"),
     "return_logprob": Refusal("logprobs asks for them", (False,)),
-    "return_tokens_as_token_ids": Refusal("return_token_ids gives the ids", (False,)),
     "return_hidden_states": Refusal("hidden states are not kept", (False,)),
     "return_meta_info": Refusal("/generate has meta_info", (False,)),
     "return_routed_experts": Refusal("no served model has experts", (False,)),

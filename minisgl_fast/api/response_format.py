@@ -99,11 +99,14 @@ class NewTokens:
 class ResponseFormat(ABC):
     """How one route writes its answers; as it stands, no stream but for its errors.
 
-    content_type  of a stream
-    text_event    makes an event of plain text, where it is not prefix + JSON-escaped text + suffix
+    content_type   of a stream
+    text_event     makes an event of plain text, where it is not prefix + JSON-escaped text + suffix
+    places_tokens  tokens belong to parts of the answer, so that ``with_logprobs`` wants each of
+                   them with the events that it made; of a choice that is not streamed, too
     """
 
     content_type = EVENT_STREAM
+    places_tokens = False
     text_event: Callable[[bytes], bytes] | None = None
 
     def prefix(self, index: int) -> bytes:

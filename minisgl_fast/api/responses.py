@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minisgl_fast.api.body import Body, parse_body
 from minisgl_fast.api.chat import Chat, ChatCall
+from minisgl_fast.api.openai_logprobs import ChatLogprobs
 from minisgl_fast.api.openai_request import check_chat
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.responses_format import ResponsesFormat
@@ -35,7 +36,11 @@ class Responses:
         received = pipeline.admit(request)
         asked, given = parse_body(request.body, ResponsesRequest)
         body, messages = check_chat(chat_fields(asked, given))
-        form = ResponsesFormat(request.request_id, pipeline.model_name, _echo(asked, given))
+        logprobs = None
+        if body.logprobs:
+            logprobs = ChatLogprobs(pipeline.tokenizer, asked.top_logprobs or 0)
+        echo = _echo(asked, given)
+        form = ResponsesFormat(request.request_id, pipeline.model_name, echo, logprobs)
         call = ChatCall(RESPONSES, request, exchange, received, form)
         self._chat.start(call, body, messages)
 
@@ -57,7 +62,7 @@ def _echo(asked: ResponsesRequest, given: Body) -> Body:
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": asked.tool_choice or "auto",
         "tools": given.get("tools") or [],
-        "top_logprobs": 0,
+        "top_logprobs": asked.top_logprobs or 0,
         "top_p": asked.top_p,
         "truncation": "disabled",
         "user": asked.user,

@@ -8,10 +8,13 @@ Rules: events are numbered from 0 without gaps, so every text is written here an
 and suffix; the last event holds the response whose ``output`` is the items of the
 ``output_item.done`` events, the same as where nothing is streamed. An item ends before the next
 begins, and there is at least one. What was cut off is ``incomplete``, a call with its raw text.
+Log-probabilities are those of the tokens that made a message's text; where they come to stand there
+are bytes that no JSON has, until ``with_logprobs`` knows them.
 """
 
 from __future__ import annotations
 
+import re
 import time
 
 import orjson
@@ -19,20 +22,25 @@ import orjson
 from minisgl_fast.api.body import Body
 from minisgl_fast.api.chat_deltas import quoted
 from minisgl_fast.api.chat_output import Call, ChatOutput, ChatWriter, MessageFormat
-from minisgl_fast.api.response_format import Answer, Usage
+from minisgl_fast.api.openai_logprobs import ChatLogprobs
+from minisgl_fast.api.response_format import Answer, NewTokens, Usage
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.parsers.events import Content, Reasoning
 from minisgl_fast.server.error_shapes import responses_error
 
+# Where log-probabilities come to stand: those of a message that begins, which has none yet, those
+# of the tokens that are new, and those of the message so far.
+_BEGIN, _NEW, _ALL = b"\0", b"\1", b"\2"
+_PLACES = re.compile(rb"([\x00-\x02])")
 # Per kind: the prefix of an item's id, its fields but for content, the fields of its part but for
 # the text, and how its text events are called.
 _TEXTS = {
     Content: (
         b"msg",
         b'"type":"message","role":"assistant"',
-        b'"type":"output_text","annotations":[],"logprobs":[]',
+        b'"type":"output_text","annotations":[],"logprobs":%b',
         b"response.output_text",
-        b',"logprobs":[]',
+        b',"logprobs":%b',
     ),
     Reasoning: (
         b"rs",
@@ -49,8 +57,13 @@ class ResponsesFormat(MessageFormat):
 
     call_id_prefix = "call_"
 
-    def __init__(self, request_id: str, model: str, echo: Body) -> None:
+    def __init__(
+        self, request_id: str, model: str, echo: Body, logprobs: ChatLogprobs | None = None
+    ) -> None:
         """``echo``: fields of the request that the response repeats."""
+        self.places_tokens = logprobs is not None
+        self._logprobs = logprobs
+        self._listed: list[list[Body]] = []  # the entries of each message's tokens
         self._request_id = request_id.encode()
         self._head = b'"id":"resp_%b","object":"response","created_at":%d,"model":%b,%b' % (
             self._request_id,
@@ -80,7 +93,11 @@ class ResponsesFormat(MessageFormat):
         events = b"" if self._open is kind else self._start_text(kind)
         self._pieces.append(text)
         name, more = _TEXTS[kind][3:]
-        delta = b'%b,"content_index":0,"delta":%b%b' % (self._place, quoted(text), more)
+        delta = b'%b,"content_index":0,"delta":%b%b' % (
+            self._place,
+            quoted(text),
+            self._placed(more, _NEW),
+        )
         return events + self._event(name + b".delta", delta)
 
     def call_start(self, index: int, call: Call) -> bytes:
@@ -103,6 +120,23 @@ class ResponsesFormat(MessageFormat):
         status = "completed" if answer.finish_reason in ("stop", "tool_calls") else "incomplete"
         return events + self._end(status)
 
+    def with_logprobs(self, events: bytes, new: NewTokens) -> bytes:
+        if self._logprobs is None:
+            return events
+        tokens = self._logprobs.entries(new.tokens)
+        pieces = _PLACES.split(events)
+        for i in range(1, len(pieces), 2):
+            if pieces[i] == _BEGIN:
+                self._listed.append([])
+                pieces[i] = b"[]"
+            elif pieces[i] == _NEW:
+                self._listed[-1] += tokens
+                pieces[i] = orjson.dumps(tokens)
+                tokens = []
+            else:
+                pieces[i] = orjson.dumps(self._listed[-1])
+        return b"".join(pieces)
+
     def ending(self, usage: Usage) -> bytes:
         status = self._status
         response = b'"response":%b' % self._response(status, usage)
@@ -120,7 +154,8 @@ class ResponsesFormat(MessageFormat):
         return b""
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
-        self.closing(answers[0])
+        if not self.places_tokens:  # else it is closed, as its tokens wanted
+            self.closing(answers[0])
         return self._response(self._status, usage)
 
     # Private
@@ -151,7 +186,7 @@ class ResponsesFormat(MessageFormat):
         self._open = kind
         self._pieces = []
         events += self._item_event(b"added", self._text_item(kind, b"", "in_progress"))
-        part = b'{%b,"text":""}' % _TEXTS[kind][2]
+        part = b'{%b,"text":""}' % self._placed(_TEXTS[kind][2], _BEGIN)
         return events + self._part_event(b"added", part)
 
     def _end(self, status: str = "completed") -> bytes:
@@ -169,7 +204,8 @@ class ResponsesFormat(MessageFormat):
         else:
             text = quoted("".join(self._pieces))
             _, _, fields, name, more = _TEXTS[kind]
-            part = b'{%b,"text":%b}' % (fields, text)
+            more = self._placed(more, _ALL)
+            part = b'{%b,"text":%b}' % (self._placed(fields, _ALL), text)
             item = self._text_item(kind, part, status)
             done = b'%b,"content_index":0,"text":%b%b' % (self._place, text, more)
             events = self._event(name + b".done", done) + self._part_event(b"done", part)
@@ -177,6 +213,12 @@ class ResponsesFormat(MessageFormat):
         self._items.append(item)
         self._open = None
         return events
+
+    def _placed(self, fields: bytes, place: bytes) -> bytes:
+        """The fields with a place for log-probabilities, or an empty list of them."""
+        if b"%b" not in fields:
+            return fields
+        return fields % (b"[]" if self._logprobs is None else place)
 
     def _text_item(self, kind: type[Content] | type[Reasoning], part: bytes, status: str) -> bytes:
         fields = _TEXTS[kind][1]
@@ -214,6 +256,9 @@ class ResponsesFormat(MessageFormat):
         )
 
     def _response(self, status: str, usage: Usage | None = None, error: bytes = b"null") -> bytes:
+        items = b",".join(self._items)
+        for entries in self._listed:
+            items = items.replace(_ALL, orjson.dumps(entries), 1)
         details = b"null"
         if status == "incomplete" and self._reason == "length":
             details = b'{"reason":"max_output_tokens"}'
@@ -222,7 +267,7 @@ class ResponsesFormat(MessageFormat):
             status.encode(),
             error,
             details,
-            b",".join(self._items),
+            items,
             b"null" if usage is None else _usage(usage),
         )
 

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from minisgl_fast.api.body import Body, doc
+from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS
 from minisgl_fast.errors import RequestError
 
 # By name, with what asks for nothing.
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "prompt": (None,),
-    "top_logprobs": (None, 0),
     "truncation": (None, "disabled"),
 }
 _STATEFUL = ("previous_response_id", "conversation")
@@ -30,6 +30,7 @@ _COMMON = (
     "seed", "stop", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "chat_template_kwargs", "cache_salt", "priority",
 )  # fmt: skip
+_LOGPROBS = "message.output_text.logprobs"
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
 
@@ -108,7 +109,19 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     store: Annotated[bool | None, doc("Nothing is stored: the answer says false.")] = None
     include: Annotated[
         list[str] | None,
-        doc("Names of what to add; log-probabilities are refused, reasoning is there in any case."),
+        doc(
+            "Names of what to add: `message.output_text.logprobs`, the log-probability of every "
+            "token of a message. Reasoning is there in any case."
+        ),
+    ] = None
+    top_logprobs: Annotated[
+        int | None,
+        doc(
+            "List so many of the likeliest tokens too; more than 0 asks for log-probabilities "
+            "by itself.",
+            minimum=0,
+            maximum=MAX_TOP_LOGPROBS,
+        ),
     ] = None
     previous_response_id: Annotated[str | None, doc("Refused: nothing is stored.")] = None
     truncation: Annotated[str | None, doc("`disabled`; auto is refused.")] = None
@@ -131,6 +144,9 @@ def chat_fields(request: ResponsesRequest, given: Body) -> Body:
     _check(request, given)
     fields: Body = {name: given[name] for name in _COMMON if given.get(name) is not None}
     fields["messages"] = _messages(request)
+    if _LOGPROBS in (request.include or ()) or request.top_logprobs:
+        fields["logprobs"] = True
+        fields["top_logprobs"] = request.top_logprobs
     if request.max_output_tokens is not None:
         fields["max_tokens"] = request.max_output_tokens
     if request.reasoning is not None and request.reasoning.effort is not None:
@@ -172,8 +188,6 @@ def _check(request: ResponsesRequest, given: Body) -> None:
     for name, harmless in _REFUSED.items():
         if given.get(name) not in harmless:
             raise RequestError(f"This server does not support {name} here.", param=name)
-    if "message.output_text.logprobs" in (request.include or ()):
-        raise RequestError("This server does not support logprobs here.", param="include")
 
 
 def _messages(request: ResponsesRequest) -> list[Body]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from minisgl_fast.api.body import doc
+from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS, NO_LOGPROBS, LogprobOptions
 from minisgl_fast.params import (
     MAX_BANNED_TOKEN_IDS,
     MAX_INT32,
@@ -157,6 +158,18 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             "vLLM has them."
         ),
     ] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        doc(
+            "Add, of every token of the prompt, the log-probability and those of so many of the "
+            "likeliest, as `prompt_logprobs`; not streamed.",
+            minimum=0,
+            maximum=MAX_TOP_LOGPROBS,
+        ),
+    ] = None
+    return_tokens_as_token_ids: Annotated[
+        bool | None, doc("Call tokens `token_id:5` where log-probabilities are listed.")
+    ] = None
     return_token_ids: Annotated[
         bool | None, doc("Add `prompt_token_ids`, and `token_ids` to every choice and its events.")
     ] = None
@@ -219,6 +232,15 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     def num_generated(self) -> int:
         """Choices per prompt that the engine makes."""
         return self.num_choices
+
+    def logprobs_with(self, num_top: int, *, of_prompt: bool = False) -> LogprobOptions:
+        """What the engine is asked for where ``num_top`` are listed behind each token (-1: there
+        is no list), ``of_prompt`` behind those of the prompt too; and for ``prompt_logprobs``."""
+        if self.prompt_logprobs is not None:
+            return LogprobOptions(max(num_top, self.prompt_logprobs), prompt_from=0)
+        if num_top < 0:
+            return NO_LOGPROBS
+        return LogprobOptions(num_top, prompt_from=0 if of_prompt else -1)
 
     @property
     def include_usage(self) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from typing import Any
 
+from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
 from minisgl_fast.errors import RequestError
 from minisgl_fast.params import MAX_INT32, SamplingDefaults, SamplingParams
@@ -78,12 +79,22 @@ def check_common(request: SamplingFields) -> None:
             f"truncate_prompt_tokens must be -1 or at least 1, got {cut}.",
             param="truncate_prompt_tokens",
         )
+    if request.prompt_logprobs is not None:
+        check_num_top("prompt_logprobs", request.prompt_logprobs)
+        if request.stream:
+            raise RequestError("prompt_logprobs cannot be streamed.", param="prompt_logprobs")
     for name in ("rid", "request_id"):
         text = getattr(request, name)
         if text is not None and not IDENTIFIER.fullmatch(text):
             raise RequestError(
                 f"{name} must have 1 to 128 printable ASCII characters and no blanks.", param=name
             )
+
+
+def check_num_top(name: str, num_top: int) -> None:
+    """RequestError if no so many log-probabilities can be listed."""
+    if not 0 <= num_top <= MAX_TOP_LOGPROBS:
+        raise RequestError(f"{name} must be in [0, {MAX_TOP_LOGPROBS}], got {num_top}.", param=name)
 
 
 def cache_salt(request: SamplingFields) -> int:

@@ -26,6 +26,7 @@ from minisgl_fast.api.logprobs import (
     LogprobOptions,
     TokenLogprobs,
 )
+from minisgl_fast.api.placed_tokens import PlacedTokens
 from minisgl_fast.api.response_format import (
     Answer,
     NewTokens,
@@ -108,6 +109,7 @@ class Session(Response):
         self._make_output = output
         self._extras = extras
         self._outputs: list[ChatOutput] = []
+        self._placed: list[PlacedTokens] = []
         self._usage = Usage(reasoning_tokens=None if output is None else 0)
 
     @property
@@ -162,6 +164,8 @@ class Session(Response):
     def parse_text(self, choice: Choice, text: bytes) -> bytes:
         if self._extras is not None:
             self._prepare_extras(self._extras, choice, text)
+        if self._placed:
+            return self._placed[choice.index].feed(text, self._take_logprobs(choice))
         output = self._outputs[choice.index] if self._outputs else None
         events = self._plain_event(choice, text) if output is None else output.feed(text)
         if choice.logprobs is not None:
@@ -208,6 +212,8 @@ class Session(Response):
             embedding=choice.embedding or (),
         )
         self._answers[choice.index] = answer
+        if self._placed:
+            return self._close_placed(choice, answer)
         events = self._close_output(choice, answer) if self._outputs else b""
         tokens = self._take_logprobs(choice, is_end=True)
         if not self.streaming:
@@ -283,6 +289,8 @@ class Session(Response):
             self._outputs.append(output)
             choice.is_parsed = True
             choice.mark_token, choice.mark_token_2 = output.end_tokens
+            if self._form.places_tokens and self._generation.logprobs.is_wanted:
+                self._placed.append(PlacedTokens(index, output, self._form))
         return choice
 
     def _prepare_extras(self, extras: Extras, choice: Choice, text: bytes) -> None:
@@ -327,6 +335,14 @@ class Session(Response):
         )
         return events
 
+    def _close_placed(self, choice: Choice, answer: Answer) -> bytes:
+        """The last events of a choice whose tokens are placed; changes the answer."""
+        placed = self._placed[choice.index]
+        events = placed.feed(answer.text, self._take_logprobs(choice, is_end=True))
+        answer.text = b""
+        events += placed.place(self._close_output(choice, answer) + self._form.closing(answer))
+        return events if self.streaming else b""
+
     def _answer_without_engine(self) -> None:
         self.ended = True
         answers = [Answer(index, b"", "length", None) for index in range(len(self._answers))]
@@ -354,6 +370,7 @@ class Session(Response):
         self._exchange.on_resume = None
         self._choices = []
         self._outputs = []
+        self._placed = []
 
 
 def likeliest(answers: list[Answer], n: int, number: int) -> list[Answer]:

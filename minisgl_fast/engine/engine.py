@@ -183,6 +183,7 @@ class Engine:
             "device": runner.device.type,
             "grammars": self._grammars is not None,
             "architecture": runner.model_config.architecture,
+            "num_parameters": runner.model_config.num_parameters,
         }
 
     def close(self) -> None:

@@ -112,6 +112,18 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ModelError(f"head_dim must be even, got {self.head_dim}.")
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the checkpoint; tied ones count once."""
+        query = self.num_heads * self.head_dim
+        key_value = self.num_kv_heads * self.head_dim
+        layer = 2 * self.hidden_size * (query + key_value)
+        layer += 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        layer += 2 * self.head_dim * self.qk_norm
+        layer += (query + 2 * key_value) * self.attention_bias + self.hidden_size * self.output_bias
+        embeddings = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        return embeddings + self.num_layers * layer + self.hidden_size
+
     @staticmethod
     def load(path: str | Path) -> ModelConfig:
         """Read a model folder or a ``.gguf`` file. ``ModelError`` says what cannot be served."""

@@ -77,6 +77,7 @@ class EngineFacts:
     device: str = ""
     grammars: bool = False
     architecture: str = ""
+    num_parameters: int = 0
 
 
 class Frontend:

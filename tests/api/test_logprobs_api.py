@@ -174,10 +174,13 @@ def test_text_that_is_taken_apart_loses_no_token(server, module_serve):
         ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
         ({"logprobs": True, "top_logprobs": "3"}, "top_logprobs"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1, "stream": False}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21, "stream": False}, "prompt_logprobs"),
     ],
 )
 def test_chat_fields_out_of_range_are_refused(post, fields, param):
-    response = post("chat/completions", messages=MESSAGES, stream=True, **fields)
+    response = post("chat/completions", messages=MESSAGES, **{"stream": True, **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
@@ -291,3 +294,71 @@ def test_completion_fields_out_of_range_are_refused(server, post, fields, param)
     response = post("completions", **{"prompt": "x", "stream": True, **fields})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert len(server.engine.added) == num_added
+
+
+# vLLM's fields
+
+
+def prompt_entries(server, prompt, num_top, *, name=None):
+    """What prompt_logprobs has to say: the fake engine's top tokens rank first."""
+    decode = server.frontend.tokenizer.token_bytes
+
+    def one(token, value, rank):
+        text = name or decode(token).decode("utf-8", "replace")
+        text = text.format(token) if name else text
+        return {str(token): {"logprob": value, "rank": rank, "decoded_token": text}}
+
+    found = [None]
+    for position, token in list(enumerate(prompt))[1:]:
+        entry = {}
+        for rank, (top, value) in enumerate(top_of(position, num_top), 1):
+            entry |= one(top, value, rank)
+        found.append(entry | one(token, logprob_of(position, token), None))
+    return found
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": True, "top_logprobs": 5}])
+@pytest.mark.parametrize("num_top", [0, 3])
+def test_a_chat_prompt_has_its_log_probabilities(server, post, fields, num_top):
+    body = {"messages": MESSAGES, "seed": 3, "n": 2, "prompt_logprobs": num_top, **fields}
+    answer = post("chat/completions", **body).json()
+    prompt = server.engine.added[-1].prompt
+    assert answer["prompt_logprobs"] == prompt_entries(server, prompt, num_top)
+    expected = chat_entries(server, tokens_of(server, 3), len(prompt), 5)
+    content = {"content": expected, "refusal": None} if fields else None
+    assert answer["choices"][0]["logprobs"] == content
+    assert "prompt_logprobs" not in post("chat/completions", messages=MESSAGES, seed=3).json()
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 1}, {"echo": True, "logprobs": 4}])
+def test_each_prompt_of_a_completion_has_its_own(server, complete, fields):
+    choices = complete(prompt=["One", "Two two"], n=2, prompt_logprobs=2, seed=0, **fields)
+    prompts = [server.frontend.tokenizer.encode(text) for text in ("One", "Two two")]
+    for index, choice in enumerate(choices):
+        assert choice["prompt_logprobs"] == prompt_entries(server, prompts[index // 2], 2)
+        listed = choice["logprobs"]
+        assert (listed is None) == (not fields)
+        if listed:
+            lengths = {len(top) for top in listed["top_logprobs"] if top}
+            assert lengths == {fields["logprobs"] + 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_may_be_called_by_their_ids(server, post, chat, complete, stream):
+    fields = {"seed": 3, "return_tokens_as_token_ids": True, "stream": stream}
+    names = [f"token_id:{token}" for token in tokens_of(server, 3)]
+    choices = chat(logprobs=True, top_logprobs=1, **fields)
+    found = [event[2] for event in choices if event[2]] if stream else [choices[0]["logprobs"]]
+    entries = [entry for one in found for entry in one["content"]]
+    assert [entry["token"] for entry in entries] == names
+    assert all(entry["top_logprobs"][0]["token"].startswith("token_id:1") for entry in entries)
+    choices = complete(logprobs=1, max_tokens=99, **fields)
+    found = [event[2] for event in choices] if stream else [choices[0]["logprobs"]]
+    assert [name for one in found for name in one["tokens"]] == names
+    assert all(name in top for one in found for name, top in
+               zip(one["tokens"], one["top_logprobs"], strict=True))  # fmt: skip
+    if not stream:
+        answer = post("chat/completions", messages=MESSAGES, **fields, prompt_logprobs=0).json()
+        prompt = server.engine.added[-1].prompt
+        expected = prompt_entries(server, prompt, 0, name="token_id:{}")
+        assert answer["prompt_logprobs"] == expected

@@ -4,7 +4,7 @@ import json
 
 import ollama
 import pytest
-from fake_engine import ANSWER, MODEL, FinishReason, eventually
+from fake_engine import ANSWER, EOS, MODEL, FinishReason, eventually, logprob_of, top_of
 from test_api_errors import request
 
 MESSAGES = [{"role": "user", "content": "What is the weather?"}]
@@ -209,8 +209,18 @@ def test_the_model_is_listed_described_and_loaded(server, client):
     assert running.context_length == 4096
     shown = client.show(MODEL)
     assert shown.capabilities == ["completion", "tools", "thinking"]
-    architecture = shown.modelinfo["general.architecture"]
-    assert shown.modelinfo[f"{architecture}.context_length"] == 4096
+    assert shown.modelinfo == {
+        "general.architecture": "qwen3",
+        "general.basename": MODEL,
+        "general.parameter_count": 596_049_920,
+        "qwen3.context_length": 4096,
+        "qwen3.embedding_length": 8,
+        "qwen3.vocab_size": 151936,
+    }
+    assert shown.parameters == "temperature 0.6\ntop_p 0.95\ntop_k 20"
+    details = shown.details
+    assert (details.family, details.families) == ("qwen3", ["qwen3"])
+    assert (details.parameter_size, details.quantization_level) == ("596.05M", "F32")
     assert "<|im_start|>" in shown.template
     assert client.generate(model=MODEL).done_reason == "load"
     assert client.chat(model=MODEL).done_reason == "load"
@@ -225,7 +235,8 @@ BAD = [
     ({"options": {"mirostat": 2}}, 400, "options.mirostat"),
     ({"options": {"seed": "x"}}, 400, "options.seed"),
     ({"think": "hard"}, 400, "think must be one of"),
-    ({"logprobs": True}, 400, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs must be in"),
+    ({"top_logprobs": 2}, 400, "top_logprobs can only be given"),
     ({"format": "xml"}, 400, "format must be"),
     ({"messages": [{"role": "user", "content": "x", "images": ["aa"]}]}, 400, "images"),
     ({"messages": [{"role": "god", "content": "x"}]}, 400, "messages[0].role"),
@@ -273,3 +284,35 @@ def test_an_engine_that_fails_ends_the_stream_with_an_error(server, client):
         for part in client.chat(model=MODEL, messages=MESSAGES, stream=True):
             if part.message.content:
                 server.engine.end_of_all = FinishReason.ERROR
+
+
+def shown(entry):
+    """What the client got of a token's entry, from JSON to the package's type and back."""
+    return (entry.token, entry.logprob, [(one.token, one.logprob) for one in entry.top_logprobs])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ["chat", "generate"])
+def test_every_token_has_its_log_probability(server, client, say, tokenizer, route, stream):
+    tokens = [*say(f"{THOUGHT}Zürich 🏔 it is."), EOS]
+    ask = {"messages": MESSAGES} if route == "chat" else {"prompt": "Where?"}
+    fields = {"model": MODEL, "logprobs": True, "top_logprobs": 2, "stream": stream, **ask}
+    answer = getattr(client, route)(**fields)
+    parts = list(answer) if stream else [answer]
+    position = len(server.engine.added[-1].prompt)
+
+    def text(token):
+        return tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    expected = [
+        (
+            text(token),
+            logprob_of(position + i, token),
+            [(text(one), value) for one, value in top_of(position + i, 2)],
+        )
+        for i, token in enumerate(tokens)
+    ]
+    assert [shown(entry) for part in parts for entry in part.logprobs or []] == expected
+    plain = getattr(client, route)(model=MODEL, **ask)
+    assert plain.logprobs is None
+    assert server.engine.added[-1].num_top_logprobs == -1

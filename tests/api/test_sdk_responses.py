@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from fake_engine import ANSWER, MODEL, FinishReason, eventually
+from fake_engine import ANSWER, MODEL, FinishReason, eventually, logprob_of, top_of
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from test_api_errors import request
@@ -227,6 +227,9 @@ BAD = [
     ({"background": True}, "background", "background"),
     ({"truncation": "auto"}, "truncation", "truncation"),
     ({"input": []}, "input", "must not be empty"),
+    ({"top_logprobs": 21}, "top_logprobs", "must be in [0, 20]"),
+    ({"tool_choice": {"type": "allowed_tools", "mode": "x"}}, "tool_choice.mode", "auto or"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.name", "Missing required field"),
     ({"input": None}, "input", "input"),
     ({"temperature": -1}, "temperature", "temperature must be in"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens must be at least 1"),
@@ -263,3 +266,54 @@ def test_an_engine_that_fails_fails_the_response(server, client):
     assert events[-1].type == "response.failed"
     assert events[-1].response.status == "failed"
     assert events[-1].response.error.code
+
+
+LISTED = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+
+
+@pytest.mark.parametrize(("text", "items"), ANSWERS)
+def test_log_probabilities_are_those_of_the_messages_tokens(server, client, say, text, items):
+    tokens = say(text)
+    response = client.responses.create(**ASK, **LISTED, tools=[WEATHER_TOOL])
+    assert parts(response) == items
+    position = len(server.engine.added[-1].prompt)
+    known = [(logprob_of(position + i, token), top_of(position + i, 2)) for i, token in
+             enumerate(tokens)]  # fmt: skip
+    place = 0
+    for item in response.output:
+        if item.type != "message":
+            continue
+        (part,) = item.content
+        assert b"".join(bytes(one.bytes) for one in part.logprobs).decode() == part.text
+        for one in part.logprobs:
+            found = one.logprob, [top.logprob for top in one.top_logprobs]
+            while (known[place][0], [value for _, value in known[place][1]]) != found:
+                place += 1  # of reasoning and calls
+            place += 1
+    assert response.top_logprobs == 2
+    with client.responses.stream(**ASK, **LISTED, tools=[WEATHER_TOOL]) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert plain(final) == plain(response)
+    listed = {}
+    for event in events:
+        if event.type == "response.output_text.delta":
+            listed.setdefault(event.output_index, []).extend(
+                (one.token, one.logprob) for one in event.logprobs
+            )
+        elif event.type == "response.output_text.done":
+            done = [(one.token, one.logprob) for one in event.logprobs]
+            assert listed.get(event.output_index, []) == done
+    for index, item in enumerate(final.output):
+        if item.type == "message":
+            found = [(one.token, one.logprob) for one in item.content[0].logprobs]
+            assert listed.get(index, []) == found
+
+
+def test_log_probabilities_come_only_where_they_are_asked_for(server, client):
+    response = client.responses.create(**ASK, include=["reasoning.encrypted_content"])
+    assert response.output[0].content[0].logprobs == []
+    assert server.engine.added[-1].num_top_logprobs == -1
+    response = client.responses.create(**ASK, include=LISTED["include"])
+    assert [one.top_logprobs for one in response.output[0].content[0].logprobs[:2]] == [[], []]
+    assert client.responses.create(**ASK, top_logprobs=1).output[0].content[0].logprobs

@@ -11,6 +11,8 @@ from step_driver import Driver
 from tiny_models import CONFIGS, VOCAB_SIZE, make_model, oracle_logits, write_model
 from transformers import PreTrainedModel
 
+from minisgl_fast.model.config import ModelConfig
+
 torch.set_num_threads(1)
 
 TOLERANCE = 1e-4
@@ -30,6 +32,11 @@ def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal to 1e-4 of the largest logit: two float32 sums in different orders differ by less."""
     assert expected.std() > 0.1  # logits that say something
     assert (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_the_parameters_are_counted_as_transformers_counts_them(checkpoint):
+    folder, oracle = checkpoint
+    assert ModelConfig.load(folder).num_parameters == oracle.num_parameters()
 
 
 def test_one_prompt(checkpoint):
