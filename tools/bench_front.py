@@ -289,7 +289,7 @@ def main() -> None:
     bench.out.text("Beside the targets:")
     bench.out.summary()
     if options.markdown is not None:
-        bench.out.write_into(options.markdown)
+        bench.out.write_into(options.markdown, "bench_front.py")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-BEGIN, END = "<!-- bench_front.py writes from here -->", "<!-- to here -->"
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -70,13 +68,14 @@ class Output:
         heads = ["figure", "reached", "target", "met"]
         self.table(heads, [figure.cells() for figure in self.figures])
 
-    def write_into(self, page: Path) -> None:
-        """Replace what stands between the marks of the page. ValueError if it has none."""
+    def write_into(self, page: Path, program: str) -> None:
+        """Replace what stands between the marks of a program. ValueError if there are none."""
+        begin, end = f"<!-- {program} writes from here -->", f"<!-- {program} ends here -->"
         text = page.read_text()
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ValueError(f"{page} lacks the lines {BEGIN!r} and {END!r}")
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise ValueError(f"{page} lacks the lines {begin!r} and {end!r}")
         content = "\n".join(self.lines).rstrip("\n")
         page.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")
 

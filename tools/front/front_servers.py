@@ -20,6 +20,7 @@ TOKENIZER = HERE.parents[1] / "tests" / "data" / "qwen3-tokenizer"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 START_TIMEOUT_S = 120.0
 OURS = "minisgl_fast"
+MAX_STREAMS = 16_384  # at once; the server's own limit is lower
 PEERS = ("floor", "fastapi-vllm", "fastapi-sglang")
 
 
@@ -141,6 +142,7 @@ def _ours(
     if not small:
         command += ["--model", str(model)]
     command += ["--served-model-name", "fake", "--port", "0", "--tick-us", str(tick_us)]
+    command += ["--max-queued-requests", str(MAX_STREAMS)]
     if credit != "-":
         command += ["--credit-file", credit]
     process = subprocess.Popen(
