@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from minisgl_fast.api import harmony_grammar
 from minisgl_fast.api.grammar_text import GrammarText, Schema, choice, literal
 from minisgl_fast.api.xml_arguments import xml_arguments
 from minisgl_fast.errors import RequestError
@@ -51,6 +52,7 @@ class CallForm(NamedTuple):
     """How a format writes calls: expressions ``before`` and ``after`` them all, text between.
 
     trigger: the markup that begins a call in the middle of a text; empty where there is none.
+    has_one: an answer ends with its first call.
     """
 
     call: Callable[[GrammarText, ToolForm], str]
@@ -58,6 +60,7 @@ class CallForm(NamedTuple):
     between: str = ""
     after: str = ""
     trigger: str = ""
+    has_one: bool = False
 
 
 def calls(
@@ -66,7 +69,7 @@ def calls(
     """One or more calls of the tools (OpenAI's form) in format ``name``."""
     form = _form(name, grammar)
     one = grammar.rule(choice(*(form.call(grammar, ToolForm.of(tool)) for tool in tools)))
-    if only_one:
+    if only_one or form.has_one:
         several = one
     elif form.between:
         several = f"{one} ({literal(form.between)} {one})*"
@@ -108,10 +111,7 @@ def _form(name: str, grammar: GrammarText) -> CallForm:
         if grammar.mark("[ARGS]").startswith("<["):
             return CallForm(_mistral_named, trigger=MISTRAL_TAG)
         return CallForm(_mistral_object, _mistral_array, ", ", literal("]"), MISTRAL_TAG)
-    raise RequestError(
-        f"Calls in the format {name} cannot be enforced; tool_choice must be none or auto.",
-        param="tool_choice",
-    )
+    return CallForm(_gpt_oss, has_one=True)
 
 
 def _object(grammar: GrammarText, tool: ToolForm, key: str) -> str:
@@ -141,6 +141,11 @@ def _mistral_named(grammar: GrammarText, tool: ToolForm) -> str:
     _check_name(tool.name, _MISTRAL_NAME)
     marks = grammar.mark(MISTRAL_TAG), grammar.mark("[ARGS]")
     return f"{marks[0]} {literal(tool.name)} {marks[1]} {tool.arguments(grammar)}"
+
+
+def _gpt_oss(grammar: GrammarText, tool: ToolForm) -> str:
+    _check_name(tool.name, re.compile(r"[^\s<]+"))
+    return harmony_grammar.call(grammar, tool.name, tool.arguments(grammar))
 
 
 def _qwen3_coder(grammar: GrammarText, tool: ToolForm) -> str:

@@ -10,6 +10,7 @@ reasoning. Where the model decides whether it reasons, so it does here.
 
 from __future__ import annotations
 
+from minisgl_fast.api import harmony_grammar
 from minisgl_fast.api.call_grammar import calls, strict_calls
 from minisgl_fast.api.chat_fields import bound_tools
 from minisgl_fast.api.grammar_text import GrammarText, RequestGrammar, choice
@@ -31,6 +32,8 @@ def chat_grammar(
     tools = bound_tools(body.offered_tools, body.tool_choice)
     offered = body.offered_tools if formats.tools is not None else []
     grammar = GrammarText(tokenizer)
+    # A final message that is continued has its marks behind it already.
+    is_harmony = GPT_OSS in (formats.reasoning, formats.tools) and not body.continue_final_message
     only_one = body.parallel_tool_calls is False or isinstance(body.tool_choice, dict)
     lines = ""
     if tools:
@@ -45,19 +48,27 @@ def chat_grammar(
     elif constraint is not None:
         param, lines = constraint.param, _LINES if constraint.is_json else ""
         bound = constraint.write(grammar)
-        if offered and formats.tools not in (None, GPT_OSS):
+        if is_harmony:
+            bound = harmony_grammar.final_message(grammar, bound)
+        if offered:
             bound = choice(bound, calls(formats.tools or "", offered, grammar, only_one=only_one))
     else:
         strict = [tool for tool in offered if tool["function"].get("strict")]
-        if not strict or formats.tools in (None, GPT_OSS):
+        if not strict:
             return None
-        free = strict_calls(formats.tools or "", offered, grammar)
-        if free is None:
-            return None
-        param, bound = "tools", free
-    if GPT_OSS in (formats.reasoning, formats.tools):
-        raise RequestError(f"{param} cannot be enforced in the format gpt-oss.", param=param)
-    start = _behind_reasoning(grammar, formats, prompt, bound, lines)
+        param = "tools"
+        if is_harmony:
+            bound = calls(GPT_OSS, offered, grammar, only_one=True)
+            bound = choice(harmony_grammar.any_final_message(grammar), bound)
+        else:
+            free = strict_calls(formats.tools or "", offered, grammar)
+            if free is None:
+                return None
+            bound = free
+    if is_harmony:
+        start = harmony_grammar.behind_thoughts(grammar, bound)
+    else:
+        start = _behind_reasoning(grammar, formats, prompt, bound, lines)
     return RequestGrammar.of(grammar, start, param)
 
 

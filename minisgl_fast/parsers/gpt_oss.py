@@ -26,9 +26,13 @@ from minisgl_fast.parsers.events import (
 )
 from minisgl_fast.parsers.scan import WHITE_SPACE, Tags, ValueScanner
 
-STARTS = ("<|start|>", "<|channel|>")
+START = "<|start|>"
+CHANNEL = "<|channel|>"
+CONSTRAIN = "<|constrain|>"
 MESSAGE = "<|message|>"
-ENDS = ("<|end|>", "<|call|>", "<|return|>")
+END = "<|end|>"
+STARTS = (START, CHANNEL)
+ENDS = (END, "<|call|>", "<|return|>")
 _MARKS = Tags(*STARTS, *ENDS)
 MAX_HEADER = 1024  # characters
 

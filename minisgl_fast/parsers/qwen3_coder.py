@@ -5,8 +5,10 @@ r"""Qwen3CoderParser: calls in XML form, as Qwen3-Coder and Qwen3.5 write them.
 Rules: the call starts at ``<function=NAME>`` (models leave ``<tool_call>`` out at times). Values
 are bare text; what they become in JSON depends on the tool's schema: a string goes out as it comes,
 anything else when it is complete, and as a string if it is not what the schema says. One line end
-on each side of a value is markup. A forgotten end tag is made up for by the next tag on a line of
-its own. Text between the parameters, where none belongs, is content.
+on each side of a value is markup. An end tag within a line ends a value only if more markup
+follows, else it is text of the value; on a line of its own it always does. A forgotten end tag is
+made up for by the next tag on a line of its own. Text between the parameters, where none belongs,
+is content.
 """
 
 from __future__ import annotations
@@ -78,6 +80,9 @@ class Qwen3CoderParser:
     def finish(self) -> list[Event]:
         rest, self._rest = self._rest, ""
         events: list[Event] = []
+        if self._step == self._read_value and rest.startswith(PARAMETER_END):
+            self._end_value(events)
+            rest = rest[len(PARAMETER_END) :].lstrip(WHITE_SPACE)
         if self._step == self._read_value:
             self._take_value(rest, events)
             if self._types != {"string"} and self._value:
@@ -199,18 +204,32 @@ class Qwen3CoderParser:
             self._take_value(text, events)
             return False
         at, tag = found
+        behind = at + len(tag)
+        if tag == PARAMETER_END:
+            follows = _IN_CALL.begin(self._rest[behind:].lstrip(WHITE_SPACE))
+            if follows is None:
+                self._take_value(self._rest[:behind], events)
+                self._rest = self._rest[behind:]
+                return True
+            if not follows:
+                self._take_value(self._rest[:at], events)
+                self._rest = self._rest[at:]
+                return False
         self._take_value(self._rest[:at], events)
-        ends_itself = tag.endswith(PARAMETER_END)
-        self._rest = self._rest[at + len(tag) if ends_itself else at :]
+        self._rest = self._rest[behind if tag.endswith(PARAMETER_END) else at :]
+        self._end_value(events)
+        return True
+
+    # Parts of them
+
+    def _end_value(self, events: list[Event]) -> None:
+        """Its end tag has come."""
         if self._types == {"string"}:
             events.append(CallArguments(self._index, '"'))
         else:
             value = _typed("".join(self._value), self._types)
             events.append(CallArguments(self._index, value))
         self._step = self._read_call
-        return True
-
-    # Parts of them
 
     def _give_up(self, events: list[Event]) -> bool:
         """What looked like a call is text."""

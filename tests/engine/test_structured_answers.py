@@ -5,6 +5,7 @@ import re
 
 import jsonschema
 import pytest
+import tokenizers
 from grammar_driver import Formats, GrammarDriver, parsed
 from schemas import make_schema
 from tiny_folder import make_tiny_model
@@ -89,6 +90,62 @@ def test_bound_calls_are_read_by_the_parser_and_satisfy_the_schema(driver, name)
             )
             called.add(function)
     assert called == {"get_weather", "now"}
+
+
+HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>",
+           "<|return|>")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def harmony(tmp_path_factory):
+    """The tiny model with the marks of gpt-oss as special tokens, two of which end a text."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("harmony") / "tiny")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([tokenizers.AddedToken(mark, special=True) for mark in HARMONY])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    path = folder / "generation_config.json"
+    ends = [tokenizer.token_to_id(mark) for mark in HARMONY[-2:]]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": ends}
+    (folder / "config.json").write_text(json.dumps(config))
+    driver = GrammarDriver(folder, max_running_requests=32)
+    yield driver
+    driver.close()
+
+
+def test_answers_in_channels_are_bound_in_the_final_message_and_in_calls(harmony):
+    formats = Formats("gpt-oss", "gpt-oss")
+    strict = [{"type": "function", "function": {**tool["function"], "strict": True}}
+              for tool in TOOLS]  # fmt: skip
+    cases = [
+        {"response_format": json_schema(CITY)},
+        {"tools": TOOLS, "tool_choice": "required"},
+        {"tools": TOOLS, "tool_choice": NAMED},
+        {"tools": TOOLS, "structured_outputs": {"choice": ["yes", "no"]}},
+        {"tools": strict},
+    ]
+    grammars = [harmony.grammar(formats, "<|start|>assistant", **case) for case in cases] * 6
+    seen = set()
+    for index, text in enumerate(harmony.texts(grammars, max_tokens=1200, temperature=2.0)):
+        if text == "LENGTH":  # lost in thought
+            continue
+        case = index % len(cases)
+        calls, content, _ = parsed(formats, text, TOOLS)
+        # Preambles are content; the final message is what stands last.
+        _, _, final = text.rpartition("<|channel|>final<|message|>")
+        assert len(calls) <= 1
+        for function, arguments in calls:
+            assert case in (1, 2, 3, 4) and (case != 2 or function == "get_weather")
+            schema = CITY if function == "get_weather" else {"maxProperties": 0}
+            jsonschema.validate(arguments, schema)
+        if case == 0:
+            jsonschema.validate(json.loads(final), CITY)
+        elif case in (1, 2):
+            assert calls
+        elif case == 3 and not calls:
+            assert final in ("yes", "no") and content.endswith(final)
+        seen.add((case, bool(calls)))
+    assert seen >= {(0, False), (1, True), (2, True), (3, True), (4, True)}
 
 
 def test_what_binds_an_answer_begins_behind_its_reasoning(driver):

@@ -81,6 +81,7 @@ _PARTS = {
         "<parameter=city>\nNew York 🗽\n二行\n</parameter>\n",
         "<parameter=days>\n5\n</parameter>\n",
         "<parameter=days>five</parameter>",
+        "<parameter=city>\nThe </parameter> tag\n</parameter>\n",
         "<parameter=wind>None</parameter>",
         '<parameter=extra>\n{"a": [1, 2]}\n</parameter>',
         "<parameter=other>\n\nx\n\n\n</parameter>",

@@ -141,6 +141,30 @@ GOLDENS = [
     ),
     (
         "qwen3_coder",
+        "<function=f>\n<parameter=q>\nClose </parameter> with\n </parameter>é\n</parameter>\n"
+        "<parameter=r></parameter>x</parameter> <parameter=s>1</parameter>\n</function>",
+        [
+            *call(
+                0,
+                "f",
+                json.dumps(
+                    {
+                        "q": "Close </parameter> with\n </parameter>é",
+                        "r": "</parameter>x",
+                        "s": "1",
+                    },
+                    ensure_ascii=False,
+                ),
+            ),
+        ],
+    ),
+    (
+        "qwen3_coder",
+        "<function=get_weather><parameter=city>Par</parameter> ",
+        call(0, "get_weather", '{"city": "Par"', False),
+    ),
+    (
+        "qwen3_coder",
         "<function=get_weather><parameter=city>Par",
         call(0, "get_weather", '{"city": "Par', False),
     ),
