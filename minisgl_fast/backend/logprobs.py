@@ -43,16 +43,20 @@ def score(logits: Tensor, targets: Tensor, num_top: int, vocab_limit: int) -> Sc
 
 
 def _largest(values: Tensor, count: int) -> Tensor:
-    """Ids [n, count] of each row's largest values, by value, then by id.
+    """Ids [n, count] of each row's largest values, by value, then by id. Nothing waits for them.
 
-    Which of several equal values topk takes is left open, so it only tells the smallest value that
-    counts; all ids that reach it are then put in order.
+    Which of several equal values topk takes is left open. That matters for the smallest ones that
+    it takes, whose places go to the first ids that have that value, and for the order of the rest.
     """
-    threshold = values.topk(count, dim=-1).values[:, -1:]
-    rows, ids = (values >= threshold).nonzero(as_tuple=True)  # by row, then by id
-    order = values[rows, ids].argsort(descending=True, stable=True)
-    order = order[rows[order].argsort(stable=True)]
-    num_reached = torch.bincount(rows, minlength=len(values))
-    first = num_reached.cumsum(0) - num_reached
-    places = first.unsqueeze(1) + torch.arange(count, device=values.device)
-    return ids[order[places]]
+    largest = values.topk(count, dim=-1)
+    smallest = largest.values[:, -1:]
+    is_above = largest.values > smallest
+    num_ids = values.shape[1]
+    all_ids = torch.arange(num_ids, dtype=torch.int32, device=values.device)
+    ties = all_ids.where(values == smallest, num_ids).topk(count, dim=-1, largest=False).values
+    place = torch.arange(count, device=values.device) - is_above.sum(dim=-1, keepdim=True)
+    ids = largest.indices.where(is_above, ties.long().gather(1, place.clamp(min=0)))
+    # By id, then stably by value.
+    ids = ids.sort(dim=-1).values
+    order = values.gather(1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(1, order)

@@ -78,7 +78,7 @@ def _score_samples(
     num_rows = _rows_at_once(logits.shape[1])
     for first in range(0, len(spans), num_rows):
         part = spans[first : first + num_rows]
-        rows = torch.tensor([span.sample for span in part], device=logits.device)
+        rows = _to_device([span.sample for span in part], logits.device)
         some = logits.index_select(0, rows)
         # A broken row has token -1; its scores are not sent.
         targets = tokens.index_select(0, rows).clamp(min=0)
@@ -93,7 +93,7 @@ def _score_samples(
 def _score_prompt(span: Span, model: Qwen3, hidden: Tensor, vocab_limit: int) -> Output:
     """The output of a span of prompt rows, slice by slice."""
     parts = []
-    targets = torch.tensor(span.targets, dtype=torch.int64).to(hidden.device)
+    targets = _to_device(span.targets, hidden.device)
     for first in range(0, span.num_rows, _rows_at_once(model.vocab_size)):
         rows = slice(first, first + _rows_at_once(model.vocab_size))
         logits = model.logits(hidden[rows])
@@ -104,12 +104,19 @@ def _score_prompt(span: Span, model: Qwen3, hidden: Tensor, vocab_limit: int) ->
 
 def _id_values(span: Span, logits: Tensor, normalizer: Tensor) -> Tensor:
     """f32 [n, len(span.ids)]: the log-probabilities of the ids that were asked for by name."""
-    ids = torch.tensor(span.ids, dtype=torch.int64).to(logits.device)
+    ids = _to_device(span.ids, logits.device)
     return logits.index_select(1, ids).float() - normalizer.unsqueeze(1)
 
 
 def _rows_at_once(vocab_size: int) -> int:
     return max(1, min(MIN_LOGIT_ROWS, SLICE_BYTES // (4 * vocab_size)))
+
+
+def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """int64; on a GPU the copy is under way, and the host does not wait for it."""
+    on_gpu = device.type == "cuda"
+    made = torch.tensor(values, dtype=torch.int64, pin_memory=on_gpu)
+    return made.to(device, non_blocking=True) if on_gpu else made
 
 
 def _to_host(values: Tensor) -> Tensor:
