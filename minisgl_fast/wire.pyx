@@ -76,7 +76,7 @@ def pack_add(
     filled in. ``prompt`` is a sequence of token ids. The others are those of AddHeader.
     """
     cdef AddHeader header
-    cdef c_array prompt_ids = array("i", prompt)
+    cdef c_array prompt_ids = array("i", prompt)  # of such an array a plain copy
     cdef c_array stop_ids = _ints(params.stop_token_ids)
     banned = params.banned_token_ids
     bias = {**params.logit_bias, **dict.fromkeys(banned, float("-inf"))} if banned else (

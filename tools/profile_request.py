@@ -65,7 +65,7 @@ STEPS: tuple[tuple[str, object, str], ...] = (
     ("route: body to a checked Struct", openai, "parse_chat"),
     ("route: sampling parameters", pipeline.Pipeline, "params"),
     ("route: template", Chat, "render"),
-    ("route: text to ids", Tokenizer, "_encode"),
+    ("route: text to ids", Tokenizer, "encode_array"),
     ("session: made and submitted", pipeline.Pipeline, "session"),
     ("session: made and submitted", session.Session, "start"),
     ("session: ADD frame", frontend.Frontend, "submit"),

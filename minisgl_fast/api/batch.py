@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from minisgl_fast.api.response_format import DONE
-from minisgl_fast.api.session import Generation, Session
+from minisgl_fast.api.session import Session
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.exchange import JSON, Exchange, Headers
 
@@ -36,13 +36,13 @@ class Batch:
     def parts(self) -> list[Exchange]:
         return [cast(Exchange, part) for part in self._parts]
 
-    def start(self, sessions: Sequence[tuple[Session, Generation]]) -> None:
+    def start(self, sessions: Sequence[Session]) -> None:
         """Run the sessions; there is room for all their choices."""
-        self._sessions = [session for session, _ in sessions]
+        self._sessions = sessions
         self.exchange.on_disconnect = self._disconnected
         self.exchange.on_resume = self._resumed
-        for session, generation in sessions:
-            session.start(generation)
+        for session in sessions:
+            session.start()
 
     # From the parts
 

@@ -14,7 +14,8 @@ from minisgl_fast.api.chat_grammar import chat_grammar
 from minisgl_fast.api.chat_output import ChatOutputs, MessageFormat
 from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.openai_request import ChatRequest
-from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.api.task import Task
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.select import Formats
 from minisgl_fast.server.exchange import Exchange

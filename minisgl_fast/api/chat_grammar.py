@@ -29,6 +29,8 @@ def chat_grammar(
 ) -> RequestGrammar | None:
     """The grammar of an answer to ``prompt``; None if any text will do. RequestError."""
     constraint = constraint_of(body)
+    if constraint is None and not body.tools:
+        return None
     tools = bound_tools(body.offered_tools, body.tool_choice)
     offered = body.offered_tools if formats.tools is not None else []
     grammar = GrammarText(tokenizer)

@@ -16,6 +16,7 @@ from minisgl_fast.api.messages_request import (
 from minisgl_fast.api.openai_request import check_chat
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
+from minisgl_fast.api.task import Ids
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
@@ -65,7 +66,7 @@ class Messages:
         body, messages = check_chat(chat_fields(asked))
         pipeline.check_model(body.model)
 
-        def answer(encoded: list[list[int]]) -> None:
+        def answer(encoded: list[Ids]) -> None:
             exchange.respond(200, msgspec.json.encode(TokenCount(len(encoded[0]))))
             pipeline.metrics.count_request(COUNT_TOKENS, 200)
 

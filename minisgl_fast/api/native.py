@@ -18,9 +18,10 @@ from minisgl_fast.api.native_request import (
     parse_native,
 )
 from minisgl_fast.api.openai_request import DEFAULT_COMPLETION_TOKENS, parse_generate
-from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.structured import grammar_of, plain_grammar
+from minisgl_fast.api.task import Ids, Task
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
@@ -101,7 +102,7 @@ class Native:
             form = self._format(rid, prompt, body, received, first=i * n, is_part=True)
             tasks.append(self._task(request, part, body, prompt, form, received))
 
-        def start(encoded: list[list[int]]) -> None:
+        def start(encoded: list[Ids]) -> None:
             sessions = [
                 pipeline.session(task, [ids]) for task, ids in zip(tasks, encoded, strict=True)
             ]
@@ -152,7 +153,7 @@ class Native:
         if asked.max_tokens == 0 and not options.is_wanted:
             options = PROMPT_ALONE
 
-        def make_format(prompts: list[list[int]]) -> NativeFormat:
+        def make_format(prompts: Sequence[Ids]) -> NativeFormat:
             prompt.logprobs.check_start(len(prompts[0]))
             return form
 

@@ -134,7 +134,7 @@ class NativeFormat(Extras, ResponseFormat):
         """One choice of a whole answer."""
         progress = self._progress[answer.index]
         progress.prompt_logprobs = answer.prompt_logprobs
-        progress.logprobs = answer.logprobs
+        progress.logprobs = list(answer.logprobs)
         behind = self._behind_text(answer.index, answer)
         if self._logprobs.is_wanted:
             behind = behind.replace(_LATER, self._logprob_keys(progress), 1)

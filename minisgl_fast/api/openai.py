@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from minisgl_fast.api.answers import ChatCompletion, TextCompletion
@@ -19,10 +20,11 @@ from minisgl_fast.api.openai_request import (
     parse_completion,
 )
 from minisgl_fast.api.openai_response import ChatFormat, CompletionFormat, Echo, Head
-from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.api.structured import plain_grammar
+from minisgl_fast.api.task import Ids, Task
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.text.template import message_text
@@ -134,7 +136,7 @@ class OpenAI:
         self,
         body: CompletionRequest,
         given: list[Prompt],
-        prompts: list[list[int]],
+        prompts: Sequence[Ids],
         skip_special: bool,
     ) -> list[Echo]:
         """The prompt before every choice; empty without ``echo``."""

@@ -203,6 +203,7 @@ class GenerateRequest(SamplingFields, kw_only=True):
 
 
 Prompt: TypeAlias = str | list[int]
+_ONLY_IDS = {int}
 
 _PLAIN_CHAT = PlainBody(ChatRequest, {"messages": list[PlainMessage]})
 _PLAIN_COMPLETION = PlainBody(
@@ -332,14 +333,14 @@ def read_prompts(prompt: str | list[str | int | list[int]], *, param: str) -> li
     if isinstance(prompt, str):
         return [prompt]
     kinds = set(map(type, prompt))
+    if kinds == _ONLY_IDS:
+        return [prompt]  # type: ignore[list-item]
     if len(kinds) != 1:
         raise RequestError(
             f"{param} must be a string, a list of strings, a list of token ids, "
             "or a list of lists of token ids, and not empty.",
             param=param,
         )
-    if kinds == {int}:
-        return [prompt]  # type: ignore[list-item]
     if len(prompt) > MAX_PROMPTS:
         raise RequestError(
             f"{param} must hold at most {MAX_PROMPTS} prompts, got {len(prompt)}.", param=param

@@ -8,9 +8,10 @@ client asked for it, and absent when not.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import orjson
 
@@ -46,8 +47,7 @@ class Echo:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """What stands at the top of an OpenAI object. ``rid``: the client's own id, as it is."""
 
     request_id: str
@@ -62,22 +62,31 @@ class _OpenAIFormat(ResponseFormat):
 
     prompt_in_choice = False  # the prompt's ids stand in every choice
     id_prefix = ""
-    chunk_object = ""
-    whole_object = ""
+    chunk_object = b""
+    whole_object = b""
 
     def __init__(self, head: Head, extras: Extras | None = None) -> None:
+        self._answer_head = head
         self._include_usage = head.include_usage
         self._extras = extras
         self._plain_tail = b'],"usage":null}\n\n' if head.include_usage else b"]}\n\n"
-        identity = orjson.dumps(head.rid or self.id_prefix + head.request_id)
-        if head.has_tier:
-            identity += b',"service_tier":"default"'
-        self._identity = b'{"id":%b,"object":"%%b","created":%d,"model":%b,"choices":[' % (
-            identity.replace(b"%", b"%%"),
+
+    @cached_property
+    def _head(self) -> bytes:
+        """What every event of a stream begins with."""
+        return b"data: " + self._top(self.chunk_object)
+
+    def _top(self, kind: bytes) -> bytes:
+        """The beginning of an object, up to its choices."""
+        head = self._answer_head
+        tier = b',"service_tier":"default"' if head.has_tier else b""
+        return b'{"id":%b%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
+            orjson.dumps(head.rid or self.id_prefix + head.request_id),
+            tier,
+            kind,
             time.time(),
-            orjson.dumps(head.model).replace(b"%", b"%%"),
+            orjson.dumps(head.model),
         )
-        self._head = b"data: " + self._identity % self.chunk_object.encode()
 
     @property
     def _tail(self) -> bytes:
@@ -97,21 +106,18 @@ class _OpenAIFormat(ResponseFormat):
             return DONE
         return b'%b],"usage":%b}\n\n%b' % (self._head, usage.to_json(), DONE)
 
-    def whole(self, choices: Iterable[bytes], usage: Usage) -> bytes:
+    def whole(self, choices: list[bytes], usage: Usage) -> bytes:
         """The whole object around its choices."""
-        return b'%b%b],"usage":%b}' % (
-            self._identity % self.whole_object.encode(),
-            b",".join(choices),
-            usage.to_json(),
-        )
+        parts = (self._top(self.whole_object), b",".join(choices), b'],"usage":', usage.to_json())
+        return b"".join(parts) + b"}"
 
 
 class ChatFormat(_OpenAIFormat, MessageFormat):
     """``chat.completion`` and its chunks: role first, then text, then a chunk with the reason."""
 
     id_prefix = "chatcmpl-"
-    chunk_object = "chat.completion.chunk"
-    whole_object = "chat.completion"
+    chunk_object = b"chat.completion.chunk"
+    whole_object = b"chat.completion"
     has_plain = True
 
     def __init__(
@@ -173,19 +179,19 @@ class ChatFormat(_OpenAIFormat, MessageFormat):
         )
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
-        choices = (
+        choices = [
             b'{"index":%d,"message":%b,"logprobs":%b,%b%b}'
             % (
                 answer.index,
                 answer.message
                 or b'{"role":"assistant","content":"%b%b","refusal":null}'
-                % (json_escaped(self._echo), answer.text),
+                % (json_escaped(self._echo) if self._echo else b"", answer.text),
                 self._logprobs.to_json(answer.logprobs) if self._logprobs else NULL,
                 answer.end(),
                 self._extra(answer.index, is_event=False),
             )
             for answer in answers
-        )
+        ]
         whole = self.whole(choices, usage)
         more = b"" if self._extras is None else self._extras.prompt_key()
         if self._prompt is not None:
@@ -201,8 +207,8 @@ class CompletionFormat(_OpenAIFormat):
 
     prompt_in_choice = True
     id_prefix = "cmpl-"
-    chunk_object = "text_completion"
-    whole_object = "text_completion"
+    chunk_object = b"text_completion"
+    whole_object = b"text_completion"
 
     def __init__(
         self,
@@ -254,7 +260,7 @@ class CompletionFormat(_OpenAIFormat):
         )
 
     def body(self, answers: list[Answer], usage: Usage) -> bytes:
-        choices = (
+        choices = [
             b'{"index":%d,"text":"%b%b","logprobs":%b,%b%b}'
             % (
                 answer.index,
@@ -265,7 +271,7 @@ class CompletionFormat(_OpenAIFormat):
                 self._extra(answer.index, is_event=False) + self._prompt_key(answer),
             )
             for answer in answers
-        )
+        ]
         return self.whole(choices, usage)
 
     def _prompt_key(self, answer: Answer) -> bytes:

@@ -17,25 +17,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from minisgl_fast.api.body import check_content_type
-from minisgl_fast.api.chat_output import ChatOutput
-from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.grammar_text import RequestGrammar
-from minisgl_fast.api.logprobs import NO_LOGPROBS, LogprobOptions, check_num_values
+from minisgl_fast.api.logprobs import NO_LOGPROBS, check_num_values
 from minisgl_fast.api.openai_request import Prompt
-from minisgl_fast.api.response_format import ResponseFormat
 from minisgl_fast.api.sampling_fields import SamplingFields
-from minisgl_fast.api.sampling_params import (
-    cache_salt,
-    check_token_ids,
-    sampling_params,
-)
-from minisgl_fast.api.session import Generation, Session
+from minisgl_fast.api.sampling_params import check_token_ids, sampling_params
+from minisgl_fast.api.session import Session
+from minisgl_fast.api.task import Ids, Task
 from minisgl_fast.api.token_rules import banned_words, token_rules
 from minisgl_fast.config import Config
 from minisgl_fast.errors import MinisglError, RequestError, UnknownModelError
@@ -45,7 +39,6 @@ from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.grammar_checker import GrammarError
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.metrics import Metrics
-from minisgl_fast.wire import Task as EngineTask
 
 log = logging.getLogger("minisgl_fast.api")
 
@@ -72,40 +65,6 @@ def _params_key(body: SamplingFields, max_tokens: int | None) -> Hashable | None
     except TypeError:  # a list or an object
         return None
     return key
-
-
-@dataclass(slots=True)
-class Task:
-    """A checked request on its way to a session.
-
-    ``make_format`` gets the encoded prompts and makes what writes the answer. ``max_tokens`` is the
-    client's, None if it gave none; then ``default_max_tokens`` holds, cut to what the context
-    leaves (None fills it). ``logprobs_param`` names the field that asked for them; ``kind`` is what
-    the engine does. ``param`` names the prompt's field. ``output`` makes what takes the text of a
-    choice apart, None where all of it is content; ``extras`` are those that the format writes.
-    ``grammar`` binds every choice, once ``checked`` has its text for the engine.
-    """
-
-    route: str
-    request: HttpRequest
-    exchange: Exchange
-    body: SamplingFields
-    prompts: Sequence[Prompt]
-    params: SamplingParams
-    make_format: Callable[[list[list[int]]], ResponseFormat]
-    max_tokens: int | None
-    default_max_tokens: int | None
-    received: float
-    stream: bool
-    param: str = "prompt"
-    add_special_tokens: bool = True
-    output: Callable[[int], ChatOutput] | None = None
-    extras: Extras | None = None
-    logprobs: LogprobOptions = NO_LOGPROBS
-    logprobs_param: str = "logprobs"
-    kind: int = EngineTask.GENERATE
-    grammar: RequestGrammar | None = None
-    checked: bytes = b""
 
 
 class Pipeline:
@@ -171,20 +130,29 @@ class Pipeline:
 
     def start(self, task: Task) -> None:
         """Encode the prompts, here if they are short, and run the session."""
-        task.exchange.names = (task.body.rid, task.body.request_id)
-        limit = self.frontend.check_ready().max_model_len
-        for prompt in task.prompts:
-            if isinstance(prompt, str) and task.body.truncate_prompt_tokens is None:
-                self.tokenizer.check_fits(prompt, limit, param=task.param)
-        encode = partial(
-            self.encode,
-            task.request,
-            task.exchange,
-            task.prompts,
-            partial(self._run, task),
-            add_special_tokens=task.add_special_tokens,
-        )
-        self.check_grammars(task.request, task.exchange, [task], encode)
+        body = task.body
+        if body.rid is not None or body.request_id is not None:
+            task.exchange.names = (body.rid, body.request_id)
+        if body.truncate_prompt_tokens is None:
+            limit = self.frontend.check_ready().max_model_len
+            for prompt in task.prompts:
+                if isinstance(prompt, str):
+                    self.tokenizer.check_fits(prompt, limit, param=task.param)
+        if task.grammar is None:
+            self._encode(task)
+        else:
+            encode = partial(self._encode, task)
+            self.check_grammars(task.request, task.exchange, [task], encode)
+
+    def _encode(self, task: Task) -> None:
+        encoded = self._encode_now(task.prompts, task.add_special_tokens)
+        if encoded is not None:
+            self._run(task, encoded)
+        else:
+            later = self._encode_later(
+                task.exchange, task.prompts, partial(self._run, task), task.add_special_tokens
+            )
+            self.run(task.request, task.exchange, later)
 
     def check_grammars(
         self,
@@ -241,40 +209,53 @@ class Pipeline:
         request: HttpRequest,
         exchange: Exchange,
         prompts: Sequence[Prompt],
-        then: Callable[[list[list[int]]], None],
+        then: Callable[[list[Ids]], None],
         *,
         add_special_tokens: bool,
     ) -> None:
         """Call ``then`` with the prompts' token ids: at once, or later if they are long."""
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if texts and not self.tokenizer.is_short(
-            sum(map(len, texts)), all(text.isascii() for text in texts)
-        ):
-            self.run(
-                request,
-                exchange,
-                self._encode_later(exchange, prompts, then, add_special_tokens),
-            )
-            return
-        encode = self.tokenizer.encode_prompt if add_special_tokens else self.tokenizer.encode
-        then([encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts])
+        encoded = self._encode_now(prompts, add_special_tokens)
+        if encoded is not None:
+            then(encoded)
+        else:
+            later = self._encode_later(exchange, prompts, then, add_special_tokens)
+            self.run(request, exchange, later)
+
+    def _encode_now(self, prompts: Sequence[Prompt], add_special_tokens: bool) -> list[Ids] | None:
+        """The prompts' token ids; None if that takes too long for the loop."""
+        num_characters, is_ascii = 0, True
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                num_characters += len(prompt)
+                is_ascii = is_ascii and prompt.isascii()
+        if num_characters == 0 and "" not in prompts:
+            return list(prompts)  # type: ignore[arg-type]
+        tokenizer = self.tokenizer
+        if not tokenizer.is_short(num_characters, is_ascii):
+            return None
+        return [
+            tokenizer.encode_array(prompt, add_special_tokens=add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in prompts
+        ]
 
     async def _encode_later(
         self,
         exchange: Exchange,
         prompts: Sequence[Prompt],
-        then: Callable[[list[list[int]]], None],
+        then: Callable[[list[Ids]], None],
         add_special_tokens: bool,
     ) -> None:
-        encoded = []
+        encoded: list[Ids] = []
         self._encoding[exchange] = False
         try:
             for prompt in prompts:
-                if isinstance(prompt, str):
-                    prompt = await self.tokenizer.encode_async(
-                        prompt, add_special_tokens=add_special_tokens
-                    )
-                encoded.append(prompt)
+                encoded.append(
+                    await self.tokenizer.encode_async(prompt, add_special_tokens=add_special_tokens)
+                    if isinstance(prompt, str)
+                    else prompt
+                )
                 if exchange.closed:
                     return
                 if self._encoding[exchange]:
@@ -331,11 +312,10 @@ class Pipeline:
         self.metrics.count_abort("request", num_aborted)
         return num_aborted
 
-    def _run(self, task: Task, prompts: list[list[int]]) -> None:
-        session, generation = self.session(task, prompts)
-        session.start(generation)
+    def _run(self, task: Task, prompts: list[Ids]) -> None:
+        self.session(task, prompts).start()
 
-    def session(self, task: Task, prompts: list[list[int]]) -> tuple[Session, Generation]:
+    def session(self, task: Task, prompts: list[Ids]) -> Session:
         """What a task becomes once its prompts are encoded; errors are those of lengths and ids."""
         frontend = self.frontend
         vocab_size = frontend.check_ready().vocab_size
@@ -358,39 +338,19 @@ class Pipeline:
                 for prompt, limit in zip(prompts, limits, strict=True)
             )
             check_num_values(num_values * task.body.num_generated, param=task.logprobs_param)
-        grammar, param = task.checked, None if task.grammar is None else task.grammar.param
+        if task.grammar is not None:
+            task.grammar_param = task.grammar.param
         rules = token_rules(task.body, self.tokenizer, vocab_size)
         if rules is not None:
             frontend.grammars(rules[1])
-            grammar, param = rules[0].before(grammar), param or rules[1]
-        session = Session(
-            frontend,
-            self.metrics,
-            task.exchange,
-            task.make_format(prompts),
-            route=task.route,
-            stream=task.stream,
-            received=task.received,
-            output=task.output,
-            extras=task.extras,
-        )
+            task.checked = rules[0].before(task.checked)
+            task.grammar_param = task.grammar_param or rules[1]
+        session = Session(frontend, self.metrics, task, task.make_format(prompts), prompts, limits)
         if task.extras is not None:
             task.extras.prompts = prompts
-        return session, Generation(
-            prompts,
-            limits,
-            task.params,
-            task.body.num_generated,
-            cache_salt(task.body),
-            task.body.priority or 0,
-            task.logprobs,
-            task.kind,
-            grammar,
-            param,
-            None if task.body.num_generated == task.body.num_choices else task.body.num_choices,
-        )
+        return session
 
-    def _cut(self, prompt: list[int], task: Task) -> list[int]:
+    def _cut(self, prompt: Ids, task: Task) -> Ids:
         """The prompt within ``truncate_prompt_tokens``."""
         most = task.body.truncate_prompt_tokens
         if most is None:

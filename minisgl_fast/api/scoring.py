@@ -20,10 +20,11 @@ import orjson
 from minisgl_fast.api.body import doc, parse_body
 from minisgl_fast.api.logprobs import MAX_LOGPROB_IDS, LogprobOptions
 from minisgl_fast.api.openai_request import MAX_PROMPTS, Prompt, read_prompts
-from minisgl_fast.api.pipeline import Pipeline, Task
+from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.response_format import Answer, ResponseFormat, Usage
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.sampling_fields import SamplingFields
+from minisgl_fast.api.task import Task
 from minisgl_fast.errors import RequestError
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest

@@ -15,17 +15,12 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.extras import Extras
-from minisgl_fast.api.logprobs import (
-    NO_LOGPROBS,
-    ChoiceLogprobs,
-    LogprobOptions,
-    TokenLogprobs,
-)
+from minisgl_fast.api.logprobs import ChoiceLogprobs, TokenLogprobs
 from minisgl_fast.api.placed_tokens import PlacedTokens
 from minisgl_fast.api.response_format import (
     Answer,
@@ -34,120 +29,110 @@ from minisgl_fast.api.response_format import (
     Usage,
     json_escaped,
 )
+from minisgl_fast.api.task import GENERATE, Ids, Task
 from minisgl_fast.errors import EngineError, MinisglError, RequestError
-from minisgl_fast.params import SamplingParams, stop_program
+from minisgl_fast.params import stop_program
 from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
-from minisgl_fast.wire import FinishReason, Task
+from minisgl_fast.wire import FinishReason
 
 # Of requests that give no seed. It is no secret, and a system call for each would be slow.
 _seeds = random.Random(secrets.randbits(256))
-_FINISH_REASONS = {
+_FINISH_REASONS: dict[int, str] = {
     FinishReason.EOS: "stop",
     FinishReason.STOP_TOKEN: "stop",
     FinishReason.LENGTH: "length",
     FinishReason.ABORTED: "abort",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What a session has to generate, checked and encoded.
-
-    ``max_tokens`` holds one limit per prompt; 0 for all of them answers without the engine, unless
-    log-probabilities or embeddings are asked for.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    max_tokens: Sequence[int]
-    params: SamplingParams
-    n: int
-    cache_salt: int = 0
-    priority: int = 0
-    logprobs: LogprobOptions = NO_LOGPROBS
-    task: int = Task.GENERATE
-    grammar: bytes = b""
-    grammar_param: str | None = None
-    num_answered: int | None = None  # of the n, the likeliest by the mean log-probability
-
-    @property
-    def needs_engine(self) -> bool:
-        return any(self.max_tokens) or self.logprobs.is_wanted or self.task != Task.GENERATE
+# A member takes long to look up and to compare with.
+ERROR, GRAMMAR = int(FinishReason.ERROR), int(FinishReason.GRAMMAR)
 
 
 class Session(Response):
     """One generation request under way; made and started by pipeline.py."""
 
+    __slots__ = (
+        "__weakref__",
+        "_answers",
+        "_choices",
+        "_exchange",
+        "_extras",
+        "_form",
+        "_frontend",
+        "_has_text_events",
+        "_limits",
+        "_metrics",
+        "_n",
+        "_outputs",
+        "_placed",
+        "_prompts",
+        "_task",
+        "_usage",
+    )
+
     def __init__(
         self,
         frontend: Frontend,
         metrics: Metrics,
-        exchange: Exchange,
+        task: Task,
         form: ResponseFormat,
-        *,
-        route: str,
-        stream: bool,
-        received: float,
-        output: Callable[[int], ChatOutput] | None = None,
-        extras: Extras | None = None,
+        prompts: Sequence[Ids],
+        limits: Sequence[int],
     ) -> None:
-        """``received``: when the request arrived, by time.perf_counter(). ``output``: makes what
-        takes a choice's text apart, None where all of it is content. ``extras``: those that the
-        format writes."""
-        super().__init__(exchange, stream, form.text_event if stream else None)
+        """``prompts``: those of the task, encoded. ``limits``: the most tokens behind each; 0 for
+        all of them answers without the engine, unless log-probabilities or embeddings are asked
+        for."""
+        text_event = form.text_event if task.stream else None
+        super().__init__(task.exchange, task.stream, text_event)
         self._frontend = frontend
         self._metrics = metrics
-        self._exchange = exchange
+        self._task = task
+        self._exchange = task.exchange
+        self._extras = task.extras
         self._form = form
-        self._has_text_events = stream and form.text_event is not None
-        self._route = route
-        self._received = received
+        self._has_text_events = text_event is not None
+        self._prompts = prompts
+        self._limits = limits
+        self._n = task.body.num_generated
         self._choices: list[Choice] = []
-        self._answers: list[Answer | None] = []
-        self._make_output = output
-        self._extras = extras
+        self._answers: list[Answer | None] = [None] * (len(prompts) * self._n)
         self._outputs: list[ChatOutput] = []
         self._placed: list[PlacedTokens] = []
-        self._usage = Usage(reasoning_tokens=None if output is None else 0)
+        self._usage = Usage(
+            sum(map(len, prompts)), reasoning_tokens=None if task.output is None else 0
+        )
 
     @property
     def exchange(self) -> Exchange:
         """Where the answer goes."""
         return self._exchange
 
-    def start(self, generation: Generation) -> None:
+    def start(self) -> None:
         """Send every choice to the engine. OverloadedError if they do not all fit the queue."""
-        self._generation = generation
-        num_choices = len(generation.prompts) * generation.n
-        self._answers = [None] * num_choices
-        self._usage.prompt_tokens = sum(map(len, generation.prompts))
-        if not generation.needs_engine:
+        task = self._task
+        if not (any(self._limits) or task.logprobs.is_wanted or task.kind != GENERATE):
             self._answer_without_engine()
             return
+        num_choices = len(self._answers)
         self._frontend.check_room(num_choices)
         self._choices = [self._choice(index) for index in range(num_choices)]
         self._exchange.on_disconnect = self._disconnected
         self._exchange.on_resume = self.write_ready
-        seed = generation.params.seed
+        seed = task.params.seed
         if seed is None:
             seed = _seeds.getrandbits(64)
+        options = task.engine_options()
         for choice in self._choices:
-            prompt, k = divmod(choice.index, generation.n)
+            prompt, k = divmod(choice.index, self._n)
             self._frontend.submit(
                 choice,
-                generation.prompts[prompt],
-                generation.params,
+                self._prompts[prompt],
+                task.params,
                 seed=(seed + k) % 2**64,
-                max_tokens=generation.max_tokens[prompt],
-                cache_salt=generation.cache_salt,
-                priority=generation.priority,
-                num_top_logprobs=generation.logprobs.num_top,
-                prompt_logprobs_from=generation.logprobs.prompt_from,
-                logprob_ids=generation.logprobs.ids,
-                task=generation.task,
-                grammar=generation.grammar,
+                max_tokens=self._limits[prompt],
+                **options,
             )
         self._metrics.num_prompt_tokens += self._usage.prompt_tokens
 
@@ -155,8 +140,7 @@ class Session(Response):
 
     def open_stream(self) -> bytes:
         self._exchange.start_stream(self._form.content_type)
-        n = self._generation.n
-        self._usage.cached_tokens = sum(choice.num_cached for choice in self._choices[::n])
+        self._count_cached()
         return b"".join(
             self._form.opening(index, self._usage) for index in range(len(self._answers))
         )
@@ -179,10 +163,10 @@ class Session(Response):
         return events
 
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
-        if choice.reason == FinishReason.ERROR:
+        if choice.reason == ERROR:
             raise EngineError("The engine could not compute this request.")
-        if choice.reason == FinishReason.GRAMMAR:
-            param = self._generation.grammar_param
+        if choice.reason == GRAMMAR:
+            param = self._task.grammar_param
             raise RequestError(
                 f"{param} cannot be followed any further: no token of the model may come next, or "
                 "to find out takes too long.",
@@ -191,9 +175,9 @@ class Session(Response):
         matched: str | int | None = None
         if choice.stopped_by_string:
             reason = "stop"
-            matched = self._generation.params.stops[choice.text.matched]
+            matched = self._task.params.stops[choice.text.matched]
         else:
-            reason = _FINISH_REASONS[FinishReason(choice.reason)]
+            reason = _FINISH_REASONS[choice.reason]
             if reason == "stop":
                 matched = choice.last_token
         self._usage.completion_tokens += choice.num_tokens
@@ -228,16 +212,15 @@ class Session(Response):
 
     def complete(self, events: bytes) -> None:
         answers = [answer for answer in self._answers if answer is not None]
-        n = self._generation.n
-        self._usage.cached_tokens = sum(choice.num_cached for choice in self._choices[::n])
+        self._count_cached()
         if self.streaming:
             self._exchange.finish(events + self._form.ending(self._usage))
         else:
-            if self._generation.num_answered is not None:
-                answers = likeliest(answers, n, self._generation.num_answered)
+            if self._n != self._task.body.num_choices:  # the likeliest of so many are wanted
+                answers = likeliest(answers, self._n, self._task.body.num_choices)
             self._exchange.respond(200, self._form.body(answers, self._usage))
-        self._metrics.count_request(self._route, 200, answers[0].finish_reason)
-        self._metrics.observe_end_to_end(time.perf_counter() - self._received)
+        self._metrics.count_request(self._task.route, 200, answers[0].finish_reason)
+        self._metrics.observe_end_to_end(time.perf_counter() - self._task.received)
         self._release()
 
     def fail(self, error: MinisglError) -> None:
@@ -251,13 +234,17 @@ class Session(Response):
             self._exchange.finish(last, close=True)
         else:
             self._exchange.fail(error)
-        self._metrics.count_request(self._route, error.http_status, "error")
+        self._metrics.count_request(self._task.route, error.http_status, "error")
         self._release()
 
     # Private
 
+    def _count_cached(self) -> None:
+        self._usage.cached_tokens = sum([choice.num_cached for choice in self._choices[:: self._n]])
+
     def _choice(self, index: int) -> Choice:
-        params = self._generation.params
+        task = self._task
+        params = task.params
         text = self._frontend.tokenizer.stream(
             params.stop,
             params.include_stop_str_in_output,
@@ -273,29 +260,29 @@ class Session(Response):
             self._form.prefix(index) if writes_events else b"",
             self._form.suffix(index) if writes_events else b"",
             params.include_stop_str_in_output,
-            self._received,
+            task.received,
         )
         if self._extras is not None:
             choice.is_parsed = True
             choice.keeps_tokens = self._extras.keeps_tokens
-        if self._generation.logprobs.is_wanted:
+        if task.logprobs.is_wanted:
             # Its text comes through parse_text, so that each piece gets its tokens.
             choice.is_parsed = True
             choice.logprobs = ChoiceLogprobs(
                 self._frontend.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
             )
-        if self._make_output is not None:
-            output = self._make_output(index)
+        if task.output is not None:
+            output = task.output(index)
             self._outputs.append(output)
             choice.is_parsed = True
             choice.mark_token, choice.mark_token_2 = output.end_tokens
-            if self._form.places_tokens and self._generation.logprobs.is_wanted:
+            if self._form.places_tokens and task.logprobs.is_wanted:
                 self._placed.append(PlacedTokens(index, output, self._form))
         return choice
 
     def _prepare_extras(self, extras: Extras, choice: Choice, text: bytes) -> None:
         usage = Usage(
-            len(self._generation.prompts[choice.index // self._generation.n]),
+            len(self._prompts[choice.index // self._n]),
             choice.num_tokens,
             choice.num_cached,
         )
@@ -313,7 +300,7 @@ class Session(Response):
         if choice.logprobs is None:
             return []
         is_cut = choice.stopped_by_string and not (
-            choice.include_stop or self._generation.logprobs.keeps_cut
+            choice.include_stop or self._task.logprobs.keeps_cut
         )
         found: ChoiceLogprobs = choice.logprobs
         return found.take(choice.take_ends(), choice.text.num_taken, is_end=is_end, is_cut=is_cut)
@@ -356,7 +343,7 @@ class Session(Response):
         if not self.ended:
             self.ended = True
             self._abort_choices("client")
-            self._metrics.count_request(self._route, 499, "disconnect")
+            self._metrics.count_request(self._task.route, 499, "disconnect")
             self._release()
 
     def _abort_choices(self, reason: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -31,6 +32,10 @@ from minisgl_fast.api.structural_tag import structural_tag
 from minisgl_fast.errors import RequestError
 from minisgl_fast.text.tokenizer import Tokenizer
 
+_binding_fields = attrgetter(
+    "response_format", "json_schema", "regex", "ebnf", "structural_tag", "structured_outputs"
+)
+_NOTHING = (None,) * 6
 _OUTPUTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
@@ -49,6 +54,8 @@ class Constraint:
 
 def constraint_of(body: SamplingFields) -> Constraint | None:
     """What binds the text of an answer; None if nothing does. RequestError if two things do."""
+    if _binding_fields(body) == _NOTHING:  # as of most requests
+        return None
     found = [
         made
         for made in (

@@ -17,6 +17,7 @@ from minisgl_fast.api.chat_fields import check_tools
 from minisgl_fast.api.openai_request import MAX_PROMPTS, parse_chat
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
+from minisgl_fast.api.task import Ids
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.events import CallArguments, CallStart, Content, Event, Parser, Reasoning
 from minisgl_fast.parsers.reasoning import FORMATS
@@ -146,7 +147,8 @@ class TextTools:
             add_special = body.add_special_tokens
         is_batch = isinstance(body.prompt, list)
 
-        def answer(encoded: list[list[int]]) -> None:
+        def answer(found_ids: list[Ids]) -> None:
+            encoded = [list(ids) for ids in found_ids]
             strings = [[self._token_text(token) for token in ids] for ids in encoded]
             ids: Any = encoded if is_batch else encoded[0]
             found: Any = strings if is_batch else strings[0]

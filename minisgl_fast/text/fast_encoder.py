@@ -40,7 +40,7 @@ class FastEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.enable_segment_cache(SEGMENT_CACHE_BYTES)
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int] | None:
+    def encode(self, text: str, add_special_tokens: bool) -> array[int] | None:
         """The ids, or None where it gives up (half of a surrogate pair, a limit of a regex)."""
         try:
             data, _ = self._tokenizer.encode_batch_flat([text], add_special_tokens)
@@ -50,7 +50,7 @@ class FastEncoder:
             return None
         ids = array("i")
         ids.frombytes(data)
-        return ids.tolist()
+        return ids
 
 
 def fast_encoder(oracle: FastTokenizer) -> FastEncoder | None:
@@ -74,7 +74,7 @@ def fast_encoder(oracle: FastTokenizer) -> FastEncoder | None:
             return None
         for add_special_tokens in (False, True):
             expected = oracle.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-            if encoder.encode(text, add_special_tokens) != expected[0].ids:
+            if encoder.encode(text, add_special_tokens) != array("i", expected[0].ids):
                 log.info("fastokens is not used: it differs from tokenizers on %r", text[:80])
                 return None
     log.info("text is tokenized with fastokens")

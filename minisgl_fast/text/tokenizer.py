@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,18 +105,32 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text whose special tokens are written in it, as templates do."""
-        return self._encode(text, False)
+        return list(self.encode_array(text))
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a raw prompt: with what the tokenizer puts around it, such as bos."""
-        return self._encode(text, True)
+        return list(self.encode_array(text, add_special_tokens=True))
 
-    async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """``encode`` (or ``encode_prompt``) that leaves the event loop free if text is long."""
+    def encode_array(self, text: str, *, add_special_tokens: bool = False) -> array[int]:
+        """``encode`` (or ``encode_prompt``) without an object per id, as the engine gets them."""
+        if self._fast is not None:
+            ids = self._fast.encode(text, add_special_tokens)
+            if ids is not None:
+                return ids
+        try:
+            encoded = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        except TypeError as error:  # a lone surrogate has no UTF-8
+            raise RequestError("The text is not valid Unicode.", param="prompt") from error
+        return array("i", encoded[0].ids)
+
+    async def encode_async(self, text: str, *, add_special_tokens: bool = False) -> array[int]:
+        """``encode_array`` that leaves the event loop free if text is long."""
+        encode = partial(self.encode_array, text, add_special_tokens=add_special_tokens)
         if self.is_short(len(text), text.isascii()):
-            return self._encode(text, add_special_tokens)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._encode, text, add_special_tokens)
+            return encode()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, encode)
 
     def is_short(self, num_characters: int, is_ascii: bool) -> bool:
         """Whether text of this length is encoded so fast that the event loop can wait for it."""
@@ -129,11 +145,13 @@ class Tokenizer:
         """
         if self._shrink == 0:
             return 0
-        shrink = 1 if text.isascii() else self._shrink  # NFC leaves ASCII as it is
-        data = text.encode("utf-8", "replace")
-        if self._dropped:
-            data = data.translate(None, delete=self._dropped)
-        return -(-len(data) // (self.table.max_token_bytes * shrink))
+        is_ascii = text.isascii()
+        shrink = 1 if is_ascii else self._shrink  # NFC leaves ASCII as it is
+        num_bytes = len(text)
+        if not is_ascii or self._dropped:
+            data = text.encode("utf-8", "replace")
+            num_bytes = len(data.translate(None, delete=self._dropped))
+        return -(-num_bytes // (self.table.max_token_bytes * shrink))
 
     def check_fits(self, text: str, max_model_len: int, *, param: str) -> None:
         """ContextLengthError if the text is surely as long as the context or longer."""
@@ -151,7 +169,7 @@ class Tokenizer:
         """The text of all ids at once; ids without a text count as empty."""
         if any(not 0 <= token < 2**31 for token in ids):
             raise RequestError("Token ids must be in [0, 2^31).", param="tokens")
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def stream(
         self,
@@ -179,19 +197,6 @@ class Tokenizer:
 
     def is_special(self, token: int) -> bool:
         return self.table.is_special(token)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        if self._fast is not None:
-            ids = self._fast.encode(text, add_special_tokens)
-            if ids is not None:
-                return ids
-        try:
-            encoded = self._tokenizer.encode_batch_fast(
-                [text], add_special_tokens=add_special_tokens
-            )
-        except TypeError as error:  # a lone surrogate has no UTF-8
-            raise RequestError("The text is not valid Unicode.", param="prompt") from error
-        return encoded[0].ids
 
     def _id_of(self, text: str | None) -> int | None:
         return None if text is None else self._tokenizer.token_to_id(text)

@@ -102,15 +102,15 @@ def test_abort_all_ends_everything_and_the_server_lives(server, pool):
 
 def test_a_request_whose_prompt_is_being_encoded_can_be_aborted(server, pool, monkeypatch):
     is_encoding, go_on = threading.Event(), threading.Event()
-    encode = server.frontend.tokenizer._encode
+    encode = server.frontend.tokenizer.encode_array
 
-    def slow_encode(text, add_special_tokens):
+    def slow_encode(text, *, add_special_tokens):
         if len(text) > 1000:
             is_encoding.set()
             assert go_on.wait(10)
-        return encode(text, add_special_tokens)
+        return encode(text, add_special_tokens=add_special_tokens)
 
-    monkeypatch.setattr(server.frontend.tokenizer, "_encode", slow_encode)
+    monkeypatch.setattr(server.frontend.tokenizer, "encode_array", slow_encode)
     body = {"prompt": "word " * 1000}
     running = pool.submit(post, server, COMPLETIONS, body, x_request_id="long")
     assert is_encoding.wait(10)

@@ -3,11 +3,15 @@
 import itertools
 import json
 
-import msgspec
 import pytest
 
 from minisgl_fast.api import openai_request
-from minisgl_fast.api.openai_request import parse_chat, parse_completion
+from minisgl_fast.api.openai_request import (
+    ChatRequest,
+    CompletionRequest,
+    parse_chat,
+    parse_completion,
+)
 from minisgl_fast.errors import RequestError
 
 USER = {"role": "user", "content": 'Hi 你好 \U0001f600 \\ " \n'}
@@ -103,9 +107,11 @@ def outcome(parse, body):
         request, given = parse(body)
     except RequestError as error:
         return error.message, error.param
-    fields = msgspec.structs.asdict(request)
-    fields.pop("messages", None)
-    return {name: (type(value), value) for name, value in fields.items()}, given
+    shape = ChatRequest if parse is parse_chat else CompletionRequest
+    names = {name for name in dir(shape) if not name.startswith("_")} - {"messages"}
+    assert set(shape.__struct_fields__) - {"messages"} < names  # the rest are properties
+    values = {name: getattr(request, name) for name in names}
+    return {name: (type(value), value) for name, value in values.items()}, given
 
 
 @pytest.fixture

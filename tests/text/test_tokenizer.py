@@ -85,7 +85,7 @@ def test_short_text_is_encoded_without_leaving_the_loop(qwen3):
     async def run():
         events = []
         asyncio.get_running_loop().call_soon(events.append, "loop")
-        events.append(await qwen3.encode_async("12345"))
+        events.append((await qwen3.encode_async("12345")).tolist())
         return events
 
     assert asyncio.run(run()) == [[16, 17, 18, 19, 20], "loop"]
@@ -105,7 +105,7 @@ def test_long_text_is_encoded_while_the_loop_goes_on(qwen3):
                 events.append("tick")
 
         ticking = asyncio.create_task(tick())
-        ids = await qwen3.encode_async(text)
+        ids = (await qwen3.encode_async(text)).tolist()
         events.append("encoded")
         ticking.cancel()
         return ids, events
@@ -122,7 +122,7 @@ def test_many_texts_at_once_come_back_to_their_askers(qwen3):
     async def run():
         return await asyncio.gather(*map(qwen3.encode_async, texts))
 
-    assert asyncio.run(run()) == [qwen3.encode(text) for text in texts]
+    assert [ids.tolist() for ids in asyncio.run(run())] == [qwen3.encode(text) for text in texts]
 
 
 # The lower bound
@@ -167,7 +167,7 @@ def test_nfc_never_shortens_more_than_assumed():
 
 
 def test_text_too_long_for_the_context_is_refused_unread(qwen3, monkeypatch):
-    monkeypatch.setattr(qwen3, "_encode", None)
+    monkeypatch.setattr(qwen3, "encode_array", None)
     qwen3.check_fits("a" * 128 * 99, 100, param="prompt")
     with pytest.raises(ContextLengthError, match="at least 100 tokens") as caught:
         qwen3.check_fits("a" * (128 * 99 + 1), 100, param="prompt")
