@@ -144,7 +144,7 @@ cdef class Choice:
 cdef class Response:
 
     def __init__(self, exchange, bint streaming, text_event=None):
-        """``exchange`` as in exchange.py; ``text_event`` as in ResponseFormat."""
+        """``exchange`` as in exchange.pyx; ``text_event`` as in ResponseFormat."""
         self.exchange = exchange
         self.streaming = streaming
         self.text_event = text_event

@@ -13,8 +13,8 @@ Rules:
   ``on_disconnect`` is called at once.
 - One sweep a second keeps every timeout of every connection.
 
-Files: http_rules.py judges requests (no I/O), head_cache.py remembers heads, connection.py is the
-state machine of a connection, exchange.py makes the answers, router.py finds handlers.
+Files: http_rules.py judges requests (no I/O), head_cache.pyx remembers heads, connection.pyx is the
+state machine of a connection, exchange.pyx makes the answers, router.py finds handlers.
 """
 
 from __future__ import annotations

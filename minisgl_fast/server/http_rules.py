@@ -19,8 +19,6 @@ sizes.
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 from dataclasses import dataclass
 
@@ -35,6 +33,16 @@ from minisgl_fast.errors import (
     RequestError,
     UriTooLongError,
 )
+from minisgl_fast.server.http_request import HttpRequest
+
+__all__ = [
+    "ChunkedBody",
+    "HttpLimits",
+    "HttpRequest",
+    "body_too_large",
+    "check_partial_head",
+    "parse_head",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,70 +73,6 @@ class HttpLimits:
     client_stall_timeout_s: float = 30.0
     linger_s: float = 2.0  # after an error: time for the client to read the answer before the close
     sweep_interval_s: float = 1.0
-
-
-class HttpRequest:
-    """One request: what a handler reads.
-
-    method      upper case, as sent
-    path        the raw path of the target, always starting with ``/`` (or ``*`` for ``OPTIONS *``);
-                not percent-decoded and not normalised, so that every layer sees the same string
-    query       the raw query without ``?``; "" when there is none
-    headers     lower-case names to values; repeated fields are joined with ``, ``
-    body        the whole body, transfer coding removed (empty while only the head is known)
-    request_id  the client's ``x-request-id`` where it is sane, else a fresh one
-    is_admin    whether the client may do what only operators may; access.py decides
-    extra_head  header lines that every answer to it has, with their line ends; access.py again
-
-    The rest is framing, for the connection: ``http_1_0``, ``keep_alive``, ``content_length`` (-1
-    for a chunked body), ``expects_continue``.
-    """
-
-    __slots__ = (
-        "body",
-        "content_length",
-        "expects_continue",
-        "extra_head",
-        "headers",
-        "http_1_0",
-        "is_admin",
-        "keep_alive",
-        "method",
-        "path",
-        "query",
-        "request_id",
-    )
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        query: str = "",
-        headers: dict[bytes, bytes] | None = None,
-        body: bytes = b"",
-        request_id: str = "",
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = {} if headers is None else headers
-        self.body = body
-        self.request_id = request_id or fresh_request_id()
-        self.is_admin = True
-        self.extra_head = b""
-        self.http_1_0 = False
-        self.keep_alive = True
-        self.content_length = 0
-        self.expects_continue = False
-
-
-_process_id = os.urandom(6).hex()
-_request_numbers = itertools.count(1)
-
-
-def fresh_request_id() -> str:
-    """An id that no other request of this or another process has."""
-    return f"req-{_process_id}-{next(_request_numbers):x}"
 
 
 # One space each side of the target (rule 11) and an upper-case method; llhttp takes several spaces.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import h11
 import orjson
 
-from minisgl_fast.server import http_rules
+from minisgl_fast.server import http_request
 from minisgl_fast.server.http import Exchange, HttpLimits, HttpRequest, HttpServer, Router
 
 HOST = b"Host: a\r\n"
@@ -155,7 +155,7 @@ def feed(pieces: list[bytes], server: HttpServer | None = None) -> FakeTransport
 
 def fix_request_ids(monkeypatch) -> None:
     """Give every request the same id, so that whole answers can be compared."""
-    monkeypatch.setattr(http_rules, "fresh_request_id", lambda: "req-0")
+    monkeypatch.setattr(http_request, "fresh_request_id", lambda: "req-0")
 
 
 class Answer(NamedTuple):

@@ -15,7 +15,8 @@ def seen(parse, head):
         request = parse(head)
     except MinisglError as error:
         return type(error), error.message
-    return {name: getattr(request, name) for name in request.__slots__ if name != "request_id"}
+    names = {name for name in dir(request) if not name.startswith("_")} - {"request_id"}
+    return {name: getattr(request, name) for name in names}
 
 
 def heads():

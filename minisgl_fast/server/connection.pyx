@@ -17,77 +17,38 @@ Rules:
   send past it while the transport has nothing unsent.
 """
 
-from __future__ import annotations
-
-import asyncio
 import logging
-from typing import TYPE_CHECKING, cast
+
+from minisgl_fast.server.exchange cimport Exchange
+from minisgl_fast.server.http_request cimport HttpRequest
 
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestTimeoutError
-from minisgl_fast.server.exchange import Exchange
-from minisgl_fast.server.http_rules import (
-    ChunkedBody,
-    HttpRequest,
-    body_too_large,
-    check_partial_head,
-)
-
-if TYPE_CHECKING:
-    from minisgl_fast.server.http import HttpServer
+from minisgl_fast.server.http_rules import ChunkedBody, body_too_large, check_partial_head
 
 log = logging.getLogger("minisgl_fast.http")
 
-_NEVER = float("inf")
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-# A refused body up to this size is read to its end, so that the connection stays usable.
-_MAX_DROPPED_BODY = 64 * 1024
+cdef double NEVER = float("inf")
+cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+cdef enum:
+    # A refused body up to this size is read to its end, so that the connection stays usable.
+    MAX_DROPPED_BODY = 64 * 1024
 
 
-class HttpConnection(asyncio.Protocol):
-    """One client connection; ``server``, ``exchange`` and ``deadline`` are read by its peers."""
+cdef class HttpConnection:
+    """One client connection: an asyncio.Protocol in all but its base."""
 
-    __slots__ = (
-        "_body",
-        "_broken",
-        "_closing",
-        "_input",
-        "_num_received",
-        "_read_paused",
-        "_refusal",
-        "_request",
-        "_running",
-        "_scanned",
-        "_transport",
-        "_write_paused",
-        "_body_start_time",
-        "deadline",
-        "exchange",
-        "server",
-    )
-
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server not None):
         self.server = server
-        self.exchange: Exchange | None = None
-        self.deadline = _NEVER
-        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._input = b""  # bytes that arrived and belong to nothing yet
-        self._scanned = 0  # how much of _input has been searched for the end of a head
-        self._request: HttpRequest | None = None  # its body is being read
-        self._refusal: MinisglError | None = None  # what to answer it with once its body is read
-        self._body: bytes | bytearray | ChunkedBody = b""
-        self._num_received = 0  # bytes of this body, framing included
-        self._body_start_time = 0.0
-        self._running = False
-        self._broken = False
-        self._closing = False
-        self._read_paused = False
-        self._write_paused = False
+        self.deadline = NEVER
+        self._input = b""
+        self._body = b""
 
     # What the transport calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport):
         server = self.server
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = transport
         server.connections.add(self)
         if server.num_connections > server.limits.max_connections:
             self._refuse(OverloadedError("Too many connections."))
@@ -99,14 +60,14 @@ class HttpConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=high_water)
         self.deadline = server.now() + server.limits.keep_alive_timeout_s
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, bytes data not None):
         if self._closing:
             return
         self._input = self._input + data if self._input else data
         self._run()
 
-    def eof_received(self) -> bool:
-        exchange = self.exchange
+    def eof_received(self):
+        cdef Exchange exchange = self.exchange
         self._closing = True
         if exchange is not None:
             self._end_exchange()
@@ -114,23 +75,24 @@ class HttpConnection(asyncio.Protocol):
         self.deadline = self.server.now() + self.server.limits.client_stall_timeout_s
         return False  # the transport writes what it still has, then closes
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error):
         self._closing = True
         self.server.connections.discard(self)
         self._release_body()
         self._input = b""
-        exchange = self.exchange
+        cdef Exchange exchange = self.exchange
         if exchange is not None:
             self._end_exchange()
             exchange.client_gone()
 
-    def pause_writing(self) -> None:
+    def pause_writing(self):
         self._write_paused = True
         self.deadline = self.server.now() + self.server.limits.client_stall_timeout_s
         if self.exchange is not None:
             self.exchange.paused = True
 
-    def resume_writing(self) -> None:
+    def resume_writing(self):
+        cdef Exchange exchange
         self._write_paused = False
         if self._closing:
             return
@@ -140,23 +102,23 @@ class HttpConnection(asyncio.Protocol):
             if not self._running:
                 self._run()
             return
-        self.deadline = _NEVER
+        self.deadline = NEVER
         exchange.paused = False
         if exchange.on_resume is not None:
             exchange.on_resume()
 
     # What the exchange calls.
 
-    def send(self, data: bytes) -> None:
+    def send(self, bytes data not None):
         """Hand bytes of an answer to the transport: the seam of the hot path."""
         self._transport.write(data)
 
-    def descriptor(self) -> int:
+    def descriptor(self):
         """The socket under the transport, -1 where its bytes are not plain (TLS)."""
         sock = self._transport.get_extra_info("socket")
         return sock.fileno() if sock is not None and self._is_plain() else -1
 
-    def exchange_done(self, keep_alive: bool) -> None:
+    def exchange_done(self, bint keep_alive):
         """The answer is complete: go on with the next request, or close."""
         self._end_exchange()
         server = self.server
@@ -168,29 +130,29 @@ class HttpConnection(asyncio.Protocol):
         if not self._running:
             self._run()
 
-    def check_backlog(self) -> None:
+    def check_backlog(self):
         """Cut off a client that does not read, when too much waits for it."""
         if self._transport.get_write_buffer_size() > self.server.limits.max_write_backlog:
             self._stalled()
 
-    def cut(self) -> None:
+    def cut(self):
         """Drop the connection of an aborted exchange."""
         self._end_exchange()
         self.drop()
 
     # What the server calls.
 
-    def close_if_idle(self) -> None:
+    def close_if_idle(self):
         """Close a connection that is between two requests."""
         if self.exchange is None and self._request is None and not self._input:
             self._close_after_answer()
 
-    def drop(self) -> None:
+    def drop(self):
         """Close now, without writing what is left; an exchange under way learns of it."""
         self._closing = True
         self._transport.abort()
 
-    def expire(self) -> None:
+    def expire(self):
         """The deadline of the present state has passed."""
         limits = self.server.limits
         if self._closing:
@@ -213,8 +175,9 @@ class HttpConnection(asyncio.Protocol):
 
     # The state machine.
 
-    def _run(self) -> None:
+    cdef int _run(self) except -1:
         """Take requests from the input until one is being answered or more bytes are needed."""
+        cdef bint progress
         self._running = True
         try:
             while (
@@ -234,11 +197,14 @@ class HttpConnection(asyncio.Protocol):
         finally:
             self._running = False
         self._control_reading()
+        return 0
 
-    def _read_head(self) -> bool:
+    cdef bint _read_head(self) except -1:
         """Parse one head from the input. False: it is not complete yet."""
+        cdef HttpRequest request
+        cdef Py_ssize_t end, length
+        cdef bytes data = self._input
         server = self.server
-        data = self._input
         if not self._scanned:
             data = self._input = data.lstrip(b"\r\n")  # RFC 9112 2.2: empty lines before a request
             if not data:
@@ -270,26 +236,28 @@ class HttpConnection(asyncio.Protocol):
             self._start_body(request)
         return True
 
-    def _start_body(self, request: HttpRequest) -> None:
+    cdef int _start_body(self, HttpRequest request) except -1:
         server = self.server
         if server.num_buffered_body_bytes > server.limits.max_buffered_bodies:
             self._refusal = self._refusal or OverloadedError("Too many request bodies under way.")
         if self._refusal is not None and (
-            request.expects_continue or not 0 < request.content_length <= _MAX_DROPPED_BODY
+            request.expects_continue or not 0 < request.content_length <= MAX_DROPPED_BODY
         ):
             raise self._refusal
         if request.expects_continue and not self._input:
-            self.send(_CONTINUE)
+            self.send(CONTINUE)
         self._body = ChunkedBody(server.limits) if request.content_length < 0 else b""
         self._num_received = 0
         self._body_start_time = server.now()
         self.deadline = self._body_start_time + server.limits.body_timeout_s
+        return 0
 
-    def _read_body(self) -> bool:
+    cdef bint _read_body(self) except -1:
         """Move input into the body. False: it is not complete yet."""
-        request = self._request
-        assert request is not None
-        data = self._input
+        cdef HttpRequest request = self._request
+        cdef bint complete
+        cdef Py_ssize_t taken, missing
+        cdef bytes data = self._input
         body = self._body
         if isinstance(body, ChunkedBody):
             complete, taken = body.feed(data)
@@ -321,20 +289,20 @@ class HttpConnection(asyncio.Protocol):
         )
         return False
 
-    def _dispatch(self, body: bytes) -> None:
+    cdef int _dispatch(self, bytes body) except -1:
         """Give the complete request to the handler, or answer it with its refusal."""
-        request = self._request
+        cdef HttpRequest request = self._request
+        cdef Exchange exchange
         refusal = self._refusal
-        assert request is not None
         self._request = None
         self._refusal = None
         request.body = body
-        self.deadline = _NEVER
+        self.deadline = NEVER
         exchange = self._start_exchange(request)
         if refusal is not None:
             self._count_refusal(refusal)
             exchange.fail(refusal)
-            return
+            return 0
         try:
             self.server.handler(request, exchange)
         except MinisglError as error:
@@ -342,18 +310,21 @@ class HttpConnection(asyncio.Protocol):
         except Exception:
             log.exception("the handler of %s %r failed", request.method, request.path)
             self._handler_failed(exchange, MinisglError("Internal server error."))
+        return 0
 
-    def _is_plain(self) -> bool:
+    cdef bint _is_plain(self) except -1:
         return self._transport.get_extra_info("sslcontext") is None
 
-    def _handler_failed(self, exchange: Exchange, error: MinisglError) -> None:
+    cdef int _handler_failed(self, Exchange exchange, error) except -1:
         if not exchange.started:
             exchange.fail(error)
         elif not exchange.done:
             exchange.abort()
+        return 0
 
-    def _refuse(self, error: MinisglError) -> None:
+    cdef int _refuse(self, error) except -1:
         """Answer what cannot be read any further, and close."""
+        cdef HttpRequest request
         self._count_refusal(error)
         request = self._request or HttpRequest("GET", "*")
         request.keep_alive = False
@@ -362,51 +333,61 @@ class HttpConnection(asyncio.Protocol):
         self._input = b""
         self._broken = True
         self._start_exchange(request).fail(error)
+        return 0
 
-    def _count_refusal(self, error: MinisglError) -> None:
+    cdef int _count_refusal(self, error) except -1:
         refusals = self.server.refusals
         refusals[error.http_status] = refusals.get(error.http_status, 0) + 1
+        return 0
 
-    def _start_exchange(self, request: HttpRequest) -> Exchange:
-        exchange = self.exchange = Exchange(self, request)
+    cdef Exchange _start_exchange(self, HttpRequest request):
+        cdef Exchange exchange = Exchange(self, request)
+        self.exchange = exchange
         self.server.num_exchanges += 1
         return exchange
 
-    def _end_exchange(self) -> None:
+    cdef int _end_exchange(self) except -1:
         if self.exchange is not None:
             self.exchange = None
             self.server.num_exchanges -= 1
+        return 0
 
-    def _release_body(self) -> None:
+    cdef int _release_body(self) except -1:
         self.server.num_buffered_body_bytes -= self._num_received
         self._num_received = 0
         if isinstance(self._body, ChunkedBody):
             self._body.close()
         self._body = b""
+        return 0
 
-    def _stalled(self) -> None:
+    cdef int _stalled(self) except -1:
         """The client has stopped reading: it counts as gone."""
+        cdef Exchange exchange = self.exchange
         self.server.num_stalled += 1
-        exchange = self.exchange
         self._end_exchange()
         self.drop()
         if exchange is not None:
             exchange.client_gone()
+        return 0
 
-    def _control_reading(self) -> None:
+    cdef int _control_reading(self) except -1:
         """Stop reading ahead when enough is kept; a stopped reader cannot see a client leave."""
         if self._closing:
-            return
-        waiting = self.exchange is not None or self._write_paused
-        too_much = waiting and len(self._input) > self.server.limits.max_pipelined
+            return 0
+        cdef bint too_much = (
+            len(self._input) > 0
+            and (self.exchange is not None or self._write_paused)
+            and len(self._input) > self.server.limits.max_pipelined
+        )
         if too_much != self._read_paused:
             self._read_paused = too_much
             if too_much:
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+        return 0
 
-    def _close_after_answer(self) -> None:
+    cdef int _close_after_answer(self) except -1:
         """Close once everything is written."""
         limits = self.server.limits
         self._closing = True
@@ -417,10 +398,11 @@ class HttpConnection(asyncio.Protocol):
         self.deadline = self.server.now() + wait_s
         if not self._broken or not transport.can_write_eof():
             transport.close()
-            return
+            return 0
         # The client may still be sending: unread bytes at close would reset the connection and
         # could destroy the answer on its way. So end our direction only, and read on to nowhere.
         transport.write_eof()
         if self._read_paused:
             self._read_paused = False
             transport.resume_reading()
+        return 0

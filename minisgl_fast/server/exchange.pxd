@@ -1,0 +1,25 @@
+"""C view of an answer; see exchange.pyx."""
+
+from libcpp.string cimport string
+
+from minisgl_fast.server.http_request cimport HttpRequest
+
+
+cdef class Exchange:
+    cdef readonly object _connection
+    cdef int _state
+    cdef bint _chunked
+    cdef bint _bodiless
+    cdef bint _keep_alive
+    cdef bytes _unsent_head
+    cdef readonly HttpRequest request
+    cdef public object on_disconnect
+    cdef public object on_resume
+    cdef public bint paused
+    cdef public object names
+    cdef readonly int status
+
+    cdef bint _may(self, int expected) except -1
+    cdef int _append_head(
+        self, string &out, int status, const string &framing, headers
+    ) except -1
