@@ -11,6 +11,7 @@ accepted here must be exactly what reading in full would give.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_type_hints
 
 import msgspec
@@ -47,12 +48,16 @@ class PlainMessage(msgspec.Struct, forbid_unknown_fields=True):
 
 def _plain_shape(shape: type[SamplingFields], plainer: Mapping[str, Any]) -> type:
     """A Struct that has only the plain fields, and so is made fast, but reads like ``shape``: the
-    other fields are None for all its objects, and its properties are those of ``shape``."""
+    other fields are None for all its objects; properties and methods are those of ``shape``."""
     kinds = get_type_hints(shape, include_extras=True)
     fields: list[Any] = []
     shared: dict[str, Any] = {}
     for base in reversed(shape.__mro__):
-        shared |= {name: value for name, value in vars(base).items() if isinstance(value, property)}
+        shared |= {
+            name: value
+            for name, value in vars(base).items()
+            if isinstance(value, (property, FunctionType)) and not name.startswith("__")
+        }
     for name in shape.__struct_fields__:
         if name in plainer:
             fields.append((name, plainer[name] | None, None))

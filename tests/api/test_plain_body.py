@@ -109,6 +109,7 @@ def outcome(parse, body):
         return error.message, error.param
     shape = ChatRequest if parse is parse_chat else CompletionRequest
     names = {name for name in dir(shape) if not name.startswith("_")} - {"messages"}
+    names = {name for name in names if not callable(getattr(shape, name))}
     assert set(shape.__struct_fields__) - {"messages"} < names  # the rest are properties
     values = {name: getattr(request, name) for name in names}
     return {name: (type(value), value) for name, value in values.items()}, given
