@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from minisgl_fast.backend.logprobs import score
 from minisgl_fast.engine.outputs import compute, to_bytes
-from minisgl_fast.sched.plan import Span
 from minisgl_fast.wire import Task
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -49,15 +52,15 @@ def test_scores_are_those_of_the_cpu(dtype: torch.dtype, num_top: int) -> None:
 def test_the_outputs_of_samples_wait_for_nothing() -> None:
     logits = draw(torch.bfloat16).cuda()
     tokens = torch.arange(NUM_ROWS, dtype=torch.int32).cuda()
-    spans = [
-        Span(row, row, Task.GENERATE, row, 1, 10, num_top, [], [5, 6])
+    spans: list[Any] = [
+        SimpleNamespace(sample=row, task=Task.GENERATE, num_top=num_top, ids=array("i", (5, 6)))
         for row, num_top in zip(range(NUM_ROWS), (0, 1, 5, 20, 20, 3, 2, 1, 0), strict=True)
     ]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    model: object = None  # samples need none
+    model: Any = None  # samples need none
     try:
-        outputs = compute(spans, model, None, logits, tokens, LIMIT)  # type: ignore[arg-type]
+        outputs = compute(spans, model, None, logits, tokens, LIMIT)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
