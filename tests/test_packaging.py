@@ -1,9 +1,10 @@
-"""What a wheel carries: everything that the installed command needs, found where it looks for it."""
+"""What a wheel carries: everything that the installed command needs."""
 
 from pathlib import Path
 
 import pytest
-from setuptools import Distribution
+
+setuptools = pytest.importorskip("setuptools")
 
 ROOT = Path(__file__).parents[1]
 KERNELS = {path.name for pattern in ("*.cu", "*.cuh") for path in (ROOT / "kernels").glob(pattern)}
@@ -15,7 +16,7 @@ def packed():
     """The files that setuptools would put into a wheel, but for compiled ones, by package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        distribution = Distribution({"script_name": "setup.py"})
+        distribution = setuptools.Distribution({"script_name": "setup.py"})
         distribution.parse_config_files()
         command = distribution.get_command_obj("build_py")
         command.ensure_finalized()
@@ -46,7 +47,8 @@ def test_modules_stubs_and_declarations_are_packed(packed):
 
 
 def test_kernels_are_packed_as_source(packed):
-    assert KERNELS and KERNELS <= packed["minisgl_fast.kernels"]
+    assert KERNELS
+    assert packed["minisgl_fast.kernels"] >= KERNELS
 
 
 def test_the_scripts_behind_bench_are_packed_with_what_they_import(packed):

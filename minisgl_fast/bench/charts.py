@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 NUM_COLOURS = 8
 LOG_MARGIN = 1.03
+MARGIN, TAG_MARGIN = 1.05, 1.2  # above the highest point
+TAG_LETTER, TAG_ROW = 5.6, 12  # pixels: of a letter in width, of a row of tags in height
 MIN_TICKS, MAX_TICKS = 3, 6
 
 
@@ -33,11 +35,12 @@ class Line:
 
 @dataclass(slots=True)
 class Marker:
-    """A vertical line at x."""
+    """A vertical line at x; ``tag`` stands beside it, at the top."""
 
     x: float
     name: str
     colour: int
+    tag: str = ""
 
 
 @dataclass(slots=True)
@@ -99,7 +102,8 @@ def chart(
     if x_axis.logarithmic:
         low, high = low / LOG_MARGIN, high * LOG_MARGIN
     x_scale = _Scale(x_axis, low, high, LEFT, WIDTH - RIGHT)
-    y_scale = _Scale(y_axis, 0.0, max(y for _, y in points) * 1.05, HEIGHT - BOTTOM, TOP)
+    room = TAG_MARGIN if any(marker.tag for marker in markers) else MARGIN
+    y_scale = _Scale(y_axis, 0.0, max(y for _, y in points) * room, HEIGHT - BOTTOM, TOP)
     shapes = [head, _grid(x_scale, y_scale, x_axis, y_axis)]
     for line in lines:
         shapes.append(_path(line, x_scale, y_scale))
@@ -112,7 +116,29 @@ def chart(
             f'class="mark s{marker.colour % NUM_COLOURS}"><title>{escape(marker.name)}</title>'
             "</line>"
         )
+    shapes += _tags(markers, x_scale)
     return "".join([*shapes, "</svg>"])
+
+
+def _tags(markers: Sequence[Marker], x_scale: _Scale) -> list[str]:
+    """The tags of markers, each in the first row where it does not touch another."""
+    ends: list[float] = []  # of the last tag in each row
+    shapes = []
+    for marker in sorted(markers, key=lambda marker: marker.x):
+        if not marker.tag:
+            continue
+        x = x_scale(marker.x)
+        width = len(marker.tag) * TAG_LETTER + 6
+        is_left = x + width > WIDTH
+        start = x - width if is_left else x
+        row = next((row for row, end in enumerate(ends) if end <= start), len(ends))
+        ends[row:] = [start + width, *ends[row + 1 :]]
+        place = f'x="{x - 4:.1f}" ' if is_left else f'x="{x + 4:.1f}" '
+        shapes.append(
+            f'<text {place}y="{TOP + 9 + row * TAG_ROW}" class="tag s{marker.colour % NUM_COLOURS}'
+            f'{" end" if is_left else ""}">{escape(marker.tag)}</text>'
+        )
+    return shapes
 
 
 def number(value: float) -> str:

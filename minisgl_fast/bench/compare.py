@@ -68,3 +68,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-"
     return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
+
+
+def number_text(value: Any) -> str:
+    """A number with three digits or more, as a person says it; a dash for none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"

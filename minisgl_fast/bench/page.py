@@ -12,33 +12,45 @@ from html import escape
 from typing import Any
 
 from minisgl_fast.bench.charts import Axis, Line, Marker, chart
-from minisgl_fast.bench.compare import label_of, table_rows
+from minisgl_fast.bench.compare import label_of, number_text, table_rows
 from minisgl_fast.bench.report import METRICS, warnings
 
 Report = Mapping[str, Any]
 
 STYLE = """
-:root{color-scheme:light dark;--text:#1f2430;--faint:#6b7280;--grid:#e5e7eb;--back:#fff;
+:root{color-scheme:light dark;--text:#1f2430;--faint:#6b7280;--grid:#e5e7eb;
+--back:#f6f7f9;--card:#fff;--warn:#92580a;
 --s0:#2563eb;--s1:#d97706;--s2:#059669;--s3:#dc2626;--s4:#7c3aed;--s5:#0891b2;--s6:#be185d;
 --s7:#65a30d}
-@media(prefers-color-scheme:dark){:root{--text:#e5e7eb;--faint:#9ca3af;--grid:#374151;
---back:#111827;--s0:#60a5fa;--s1:#fbbf24;--s2:#34d399;--s3:#f87171;--s4:#a78bfa;--s5:#22d3ee;
+@media(prefers-color-scheme:dark){:root{--text:#e5e7eb;--faint:#9ca3af;--grid:#323c4d;
+--back:#0f1420;--card:#182030;--warn:#fbbf24;--s0:#60a5fa;--s1:#fbbf24;--s2:#34d399;--s3:#f87171;--s4:#a78bfa;--s5:#22d3ee;
 --s6:#f472b6;--s7:#a3e635}}
 body{font:15px/1.45 system-ui,sans-serif;color:var(--text);background:var(--back);
 max-width:1200px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.05rem;margin:0 0 .3rem}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:1.5rem}
-figure{margin:0;break-inside:avoid}svg{width:100%;height:auto;display:block}
+h1{font-size:1.5rem;margin:0 0 1rem}h2{font-size:1rem;margin:0 0 .4rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:1rem}
+figure,.card,.scroll{margin:0;padding:.9rem 1rem;background:var(--card);border:1px solid
+var(--grid);border-radius:10px;break-inside:avoid}
+.card{border-left:5px solid var(--c);margin-bottom:1rem}.card p{margin:0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.5rem;
+margin-top:.6rem}
+.tile b{display:block;font-size:1.3rem;white-space:nowrap;line-height:1.2;
+font-variant-numeric:tabular-nums}
+.tile span{font-size:.8rem;color:var(--faint)}.card .note{margin:.5rem 0 0;font-size:.85rem}
+svg{width:100%;height:auto;display:block}
 svg text{font-size:11px;fill:var(--faint)}svg .name{font-size:12px}svg .small{font-size:10px}
 svg .mid{text-anchor:middle}svg .end{text-anchor:end}.grid line{stroke:var(--grid)}
 .line{fill:none;stroke:var(--c);stroke-width:1.8}.area{fill:var(--c);opacity:.18}
 .mark{stroke:var(--c);stroke-dasharray:4 3;stroke-width:1.4}.dashed{stroke-dasharray:5 4}
-.dot{fill:var(--c)}
-table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
-td,th{padding:.2rem .9rem .2rem 0;text-align:right;border-bottom:1px solid var(--grid)}
-td:first-child,th:first-child{text-align:left}
-.key{display:inline-block;width:.8em;height:.8em;margin-right:.4em;background:var(--c)}
-.bad{color:var(--s3)}.faint{color:var(--faint)}.scroll{overflow-x:auto}
+.dot{fill:var(--c)}svg .tag{fill:var(--c);font-size:10px;font-weight:600}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%;
+max-width:860px}
+td,th{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--grid)}
+td:first-child,th:first-child{text-align:left}tr:last-child td{border-bottom:0}
+.key{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:3px;
+background:var(--c)}
+.bad{color:var(--s3)}.warn{color:var(--warn)}.faint{color:var(--faint)}
+.scroll{overflow-x:auto;margin-top:1rem}
 """ + "".join(f".s{index}{{--c:var(--s{index})}}" for index in range(8))
 
 # Fine bins in one that is drawn, so that a chart has at most MAX_BINS, or fewer for few samples.
@@ -46,7 +58,14 @@ BIN_WIDTHS = (1, 2, 5, 10, 20)
 MAX_BINS = 60
 MAX_STEPS = 80  # of a series over time; finer ones are averaged
 
-SHOWN = ("base_url", "model_id", "endpoint_type", "dataset", "request_rate", "max_concurrency")
+SHOWN = {
+    "model_id": "",
+    "base_url": "at ",
+    "endpoint_type": "",
+    "dataset": "dataset ",
+    "request_rate": "requests/s asked ",
+    "max_concurrency": "at once at most ",
+}
 
 
 def make_page(reports: Sequence[Report], *, is_sweep: bool = False) -> str:
@@ -60,40 +79,53 @@ def make_page(reports: Sequence[Report], *, is_sweep: bool = False) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'\"/>"
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>"
-        f"{_runs(reports)}{_notes(reports)}"
+        f"{''.join(_run(report, index) for index, report in enumerate(reports))}"
         f'<div class="charts">{"".join(figures)}</div>{_table(reports)}</body></html>\n'
     )
 
 
-def _runs(reports: Sequence[Report]) -> str:
-    """The legend: a line for each run, with what was run."""
-    items = []
-    for index, report in enumerate(reports):
-        said = [f"{key} {report[key]}" for key in SHOWN if report.get(key) is not None]
-        items.append(
-            f'<p><span class="key s{index % 8}"></span><b>{escape(label_of(report, index))}</b> '
-            f'<span class="faint">{escape(", ".join([*said, str(report.get("date", ""))]))}</span>'
-            "</p>"
-        )
-    return "".join(items)
+def _run(report: Report, index: int) -> str:
+    """A card: what was run, its figures at a glance, and what to know before believing them."""
+    said = [f"{SHOWN[key]}{report[key]}" for key in SHOWN if report.get(key) is not None]
+    tiles = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
+        for name, value in _tiles(report)
+    )
+    return (
+        f'<div class="card s{index % 8}"><p><b>{escape(label_of(report, index))}</b> '
+        f'<span class="faint">{escape(", ".join([*said, str(report.get("date", ""))]))}</span></p>'
+        f'<div class="tiles">{tiles}</div>{_notes(report)}</div>'
+    )
 
 
-def _notes(reports: Sequence[Report]) -> str:
-    """Errors and warnings, in front of the figures that they concern."""
-    items = []
-    for index, report in enumerate(reports):
-        label = label_of(report, index)
-        own = report.get("minisgl_fast", {})
-        for kind, count in own.get("errors", {}).items():
-            message = own.get("error_messages", {}).get(kind, "")
-            items.append(f"{label}: {count} failed requests: {kind} {message}")
-        items += [f"{label}: {warning}" for warning in warnings(report)]
-    return "".join(f'<p class="bad">{escape(item)}</p>' for item in items)
+def _tiles(report: Report) -> list[tuple[str, str]]:
+    """(name, value) of the figures that people look for first."""
+    found = [("output tokens/s", number_text(report.get("output_throughput")))]
+    found.append(("requests/s", number_text(report.get("request_throughput"))))
+    if report.get("request_goodput") is not None:
+        found.append(("requests/s within limits", number_text(report["request_goodput"])))
+    for name in ("ttft", "tpot", "e2el"):
+        median, p99 = (number_text(report.get(f"{key}_{name}_ms")) for key in ("median", "p99"))
+        found.append((f"{name.upper()} ms, median and p99", f"{median} / {p99}"))
+    found.append(("completed", f"{report.get('completed', 0):,}"))
+    return found
+
+
+def _notes(report: Report) -> str:
+    """Errors, then warnings."""
+    own = report.get("minisgl_fast", {})
+    errors = []
+    for kind, count in own.get("errors", {}).items():
+        message = own.get("error_messages", {}).get(kind, "")
+        errors.append(f"{count} failed requests: {kind} {message}")
+    items = [("bad", text) for text in errors] + [("warn", text) for text in warnings(report)]
+    return "".join(f'<p class="note {kind}">{escape(text)}</p>' for kind, text in items)
 
 
 def _table(reports: Sequence[Report]) -> str:
     heads = "".join(
-        f"<th>{escape(label_of(report, index))}</th>" for index, report in enumerate(reports)
+        f'<th><span class="key s{index % 8}"></span>{escape(label_of(report, index))}</th>'
+        for index, report in enumerate(reports)
     )
     rows = "".join(
         f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -139,7 +171,7 @@ def _distribution(name: str, title: str, reports: Sequence[Report]) -> str:
             value = report.get(f"{statistic}_{name}_ms")
             if value:
                 words = f"{label}: {statistic} {value:.2f} ms"
-                markers.append(Marker(value, words, index))
+                markers.append(Marker(value, words, index, statistic))
     axis = Axis("milliseconds", logarithmic=True)
     svg = chart(title, axis, Axis("% of samples"), lines, markers)
     return _figure(f"{title} ({name.upper()})", svg)

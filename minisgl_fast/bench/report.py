@@ -40,6 +40,7 @@ def make_report(
 ) -> dict[str, Any]:
     """The JSON object of a run. ``settings`` are the keys in front that say what was run."""
     per_s = 1.0 / max(duration_s, 1e-9)
+    tokens_per_event = results.total_output / max(results.num_events, 1)
     num_good = results.num_good(objectives_ms) if objectives_ms else None
     report: dict[str, Any] = {
         "date": time.strftime("%Y%m%d-%H%M%S"),
@@ -53,7 +54,7 @@ def make_report(
         "request_goodput": None if num_good is None else num_good * per_s,
         "output_throughput": results.total_output * per_s,
         "total_token_throughput": (results.total_input + results.total_output) * per_s,
-        "max_output_tokens_per_s": float(results.peak_events_per_s()),
+        "max_output_tokens_per_s": results.peak_events_per_s() * tokens_per_event,
         "max_concurrent_requests": results.peak_concurrency(),
         "rtfx": 0.0,
     }
@@ -62,7 +63,7 @@ def make_report(
     if max_concurrency is not None:
         _summarise(report, "client_queue_time", results.done_queue_times(), percentiles)
     report["minisgl_fast"] = {
-        "tokens_per_event": results.total_output / max(results.num_events, 1),
+        "tokens_per_event": tokens_per_event,
         "events_per_read": results.num_events / max(cost.num_reads, 1),
         "cached_tokens": results.num_cached,
         "output_tokens_from": _source(results.num_from_usage, results.completed, "events"),
@@ -80,7 +81,7 @@ def make_report(
         },
         "notes": list(notes),
         "distributions": {name: _distribution(getattr(results, name)) for name in METRICS},
-        "timeline": _timeline(results),
+        "timeline": _timeline(results, tokens_per_event),
     }
     if results.gaps_s is not None:
         report.update(_arrays(results))
@@ -116,14 +117,17 @@ def _distribution(values: Distribution) -> dict[str, Any]:
     }
 
 
-def _timeline(results: Results) -> dict[str, Any]:
-    """Series of at most MAX_POINTS points."""
+def _timeline(results: Results, tokens_per_event: float) -> dict[str, Any]:
+    """Series of at most MAX_POINTS points; each event counts as the mean number of tokens."""
     events, running = results.timeline.events(), results.timeline.running()
     step = max(1, math.ceil(len(events) / MAX_POINTS))
     width_s = results.timeline.width_s * step
     return {
         "interval_s": width_s,
-        "tokens_per_s": [sum(events[i : i + step]) / width_s for i in range(0, len(events), step)],
+        "tokens_per_s": [
+            sum(events[i : i + step]) * tokens_per_event / width_s
+            for i in range(0, len(events), step)
+        ],
         "running": running[::step],
     }
 
