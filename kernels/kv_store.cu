@@ -9,7 +9,8 @@ one 128-byte store, and the partner of a rotation sits a fixed number of lanes a
 Rounding is that of the model in bf16 elsewhere: the norm in float, rounded, times the weight and
 rounded again; cos and sin rounded to bf16; each product of the rotation and their sum rounded.
 `rows` [num_tokens][hidden], if not null: qkv is the product of these rows before their norm, so it
-is scaled by their 1 / rms first, and rounded.
+is first scaled by their 1 / rms, `bias` (if not null, of a whole row of qkv) is added, and the sum
+rounded.
 
 A thread takes up to ITERATIONS heads of one token, so that a row of the table is read once for all
 of them and their loads are in flight together.
@@ -25,6 +26,7 @@ constexpr int THREADS = 128;
 constexpr int LANES = HEAD_DIM / 8;  // lanes a head
 constexpr int HEADS_PER_PASS = THREADS / LANES;
 constexpr int ITERATIONS = 4;
+constexpr uint32_t MINUS_ZEROS = 0x80008000u;  // a pair whose addition changes no bit
 
 // weight * round(x / rms(x)), rounded; the head's lanes are LANES neighbours of one warp.
 __device__ __forceinline__ void rms_norm_head(uint32_t (&x)[4], uint4 weight, float eps) {
@@ -42,12 +44,17 @@ __device__ __forceinline__ void rms_norm_head(uint32_t (&x)[4], uint4 weight, fl
         x[i] = mul_bf16x2(w[i], pack_bf16(bf16_low(x[i]) * scale, bf16_high(x[i]) * scale));
 }
 
+__device__ __forceinline__ uint32_t scale_and_add(uint32_t pair, float scale, uint32_t bias) {
+    return pack_bf16(
+        bf16_low(pair) * scale + bf16_low(bias), bf16_high(pair) * scale + bf16_high(bias));
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
     const bf16* __restrict__ qkv, const bf16* __restrict__ q_norm, const bf16* __restrict__ k_norm,
     const float* __restrict__ rope_table, const int* __restrict__ positions,
     const int* __restrict__ kv_slots, bf16* __restrict__ q_out, uint8_t* __restrict__ kv,
-    const bf16* rows, int num_heads, int num_kv_heads, int page_shift, int hidden, float eps,
-    float rows_eps) {
+    const bf16* rows, const bf16* __restrict__ bias, int num_heads, int num_kv_heads,
+    int page_shift, int hidden, float eps, float rows_eps) {
     int token = blockIdx.x;
     int lane = threadIdx.x % LANES;
     int first_head = blockIdx.y * HEADS_PER_PASS + threadIdx.x / LANES;
@@ -83,10 +90,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
     if (rows) {
         const float scale = inverse_rms<THREADS>(rows + (int64_t)token * hidden, hidden, rows_eps);
 #pragma unroll
-        for (int k = 0; k < ITERATIONS; k++)
+        for (int k = 0; k < ITERATIONS; k++) {
+            int head = first_head + k * stride;
+            uint4 b = make_uint4(MINUS_ZEROS, MINUS_ZEROS, MINUS_ZEROS, MINUS_ZEROS);
+            if (bias && head < total_heads)
+                b = *(const uint4*)(bias + head * HEAD_DIM + lane * 8);
             loaded[k] = make_uint4(
-                scale_pair(loaded[k].x, scale), scale_pair(loaded[k].y, scale),
-                scale_pair(loaded[k].z, scale), scale_pair(loaded[k].w, scale));
+                scale_and_add(loaded[k].x, scale, b.x), scale_and_add(loaded[k].y, scale, b.y),
+                scale_and_add(loaded[k].z, scale, b.z), scale_and_add(loaded[k].w, scale, b.w));
+        }
     }
 
     float sign = lane < LANES / 2 ? -1.0f : 1.0f;

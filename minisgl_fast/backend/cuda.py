@@ -171,6 +171,7 @@ class CudaBackend:
             pdl=True,
             rows=rows,
             rows_eps=rows_eps,
+            bias=matrix.bias if rows is not None else None,
         )
         return q
 

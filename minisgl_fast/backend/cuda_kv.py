@@ -44,13 +44,14 @@ class KvStore:
         pdl: bool = False,
         rows: torch.Tensor | None = None,
         rows_eps: float = 0.0,
+        bias: torch.Tensor | None = None,
     ) -> None:
         """qkv [num_tokens, (num_heads + 2 num_kv_heads) * head_dim] bf16 to ``q_out`` and pages.
 
         ``rope_table`` float32 [max_position, head_dim], cos then sin; ``positions`` and
         ``kv_slots`` int32 [num_tokens], slot -1 writes nothing. ``q_norm`` and ``k_norm``
         [head_dim] bf16 if the model has them. ``rows`` [num_tokens, hidden] bf16: qkv is their
-        product before their norm, which is then done here.
+        product before their norm, which is then done here, and ``bias`` (of a row of qkv) added.
         """
         num_blocks = self._num_passes
         if num_tokens > FEW_TOKENS:
@@ -68,6 +69,7 @@ class KvStore:
                 q_out.data_ptr(),
                 kv_layer.data_ptr(),
                 rows.data_ptr() if rows is not None else 0,
+                bias.data_ptr() if bias is not None else 0,
                 self._num_heads,
                 self._num_kv_heads,
                 self._page_shift,

@@ -32,10 +32,10 @@ def make_matrix(
     weight: Tensor, bias: Tensor | None, norm: Norm | None, *, may_fold: bool
 ) -> Matrix:
     """A Matrix of bfloat16 [out, in]; with ``may_fold`` the tensor may be overwritten."""
-    if norm is None or bias is not None or not may_fold:
+    if norm is None or not may_fold:
         return Matrix(weight, bias, norm)
     scale, eps = norm
-    return Matrix(weight.mul_(scale), None, (torch.ones_like(scale), eps), unit_norm=True)
+    return Matrix(weight.mul_(scale), bias, (torch.ones_like(scale), eps), unit_norm=True)
 
 
 class Linears:
@@ -56,14 +56,18 @@ class Linears:
         return self._plans.planning() if PLAN_PRODUCTS else nullcontext()
 
     def unscaled(self, x: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor | None, float]:
-        """(product, rows, eps): if there are rows, the product is still to be scaled by 1 / rms."""
+        """(product, rows, eps): if there are rows, the product is still to be scaled by their
+        1 / rms, and then the matrix's bias to be added.
+        """
         weight, bias, norm = matrix.weight, matrix.bias, matrix.norm
         if norm is not None and not matrix.unit_norm:
             x, norm = self.rms_norm(x, *norm), None
         eps = None if norm is None else norm[1]
         if self._gemm.fits(len(x), *weight.shape):
             return self._gemm.linear(x, weight, bias, eps), None, 0.0
-        return self._linear(x, weight, bias), None if eps is None else x, eps or 0.0
+        if eps is None:
+            return self._linear(x, weight, bias), None, 0.0
+        return self._linear(x, weight, None), x, eps
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:
         """residual, in place."""

@@ -105,22 +105,24 @@ def test_matches_torch(shape, num_tokens, page_size):
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("hidden", [64, 1024, 5120])
+@pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("num_tokens", [1, 1500])
-def test_rows_of_the_product_are_scaled_by_the_norm_before_it(num_tokens, hidden):
+def test_rows_of_the_product_are_scaled_by_the_norm_before_it(num_tokens, has_bias, hidden):
     from minisgl_fast.backend.cuda_kv import KvStore
 
     generator = torch.Generator("cuda").manual_seed(num_tokens)
     draw = {"generator": generator, "device": "cuda"}
     rows = torch.randn(num_tokens, hidden, **draw).bfloat16() * 20
     qkv = torch.randn(num_tokens, 8 * 128, **draw).bfloat16() * 300
+    bias = torch.randn(8 * 128, **draw).bfloat16() * 9 if has_bias else None
     table = torch.rand(num_tokens, 128, **draw)
     positions = torch.arange(num_tokens, device="cuda").int()
     scale = torch.rsqrt(rows.float().pow(2).mean(-1, keepdim=True) + 1e-5)
     store = KvStore(4, 2, 128, 64, qk_norm=False)
     results = []
     for x, options in (
-        (qkv, {"rows": rows, "rows_eps": 1e-5}),
-        ((qkv * scale).bfloat16(), {}),
+        (qkv, {"rows": rows, "rows_eps": 1e-5, "bias": bias}),
+        ((qkv * scale + (0.0 if bias is None else bias.float())).bfloat16(), {}),
     ):
         kv = torch.zeros(layer_shape(24, 2, 64, 128), dtype=torch.bfloat16, device="cuda")
         q = torch.empty(num_tokens, 4 * 128, dtype=torch.bfloat16, device="cuda")

@@ -108,7 +108,7 @@ def test_products_are_those_of_the_reference(linears, rows, out, width):
             y, scaled_by, eps = linears.unscaled(x, matrix)
             if scaled_by is not None:
                 scale = torch.rsqrt(scaled_by.float().pow(2).mean(-1, keepdim=True) + eps)
-                y = (y * scale).bfloat16()
+                y = (y * scale + (0.0 if the_bias is None else the_bias.float())).bfloat16()
             check(y, expected)
             if the_norm is None:
                 total = reference.linear_add(x64, wide, residual64.clone())
