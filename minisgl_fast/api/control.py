@@ -19,9 +19,9 @@ from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestError
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.server.access import check_admin
-from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
+from minisgl_fast.server.response import Choice, Response
 
 FLUSH_POLL_S = 0.02
 MAX_FLUSH_WAIT_S = 600.0

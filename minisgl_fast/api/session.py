@@ -1,8 +1,8 @@
 """Session: one HTTP generation, from prompts to the last byte of its answer.
 
 A session has prompts x n choices; choice ``prompt * n + k`` is the k-th answer to a prompt and
-runs with seed + k. It is a Response of the token loop (deliver.pyx), which calls back only where
-something begins or ends; the text between goes straight to the exchange.
+runs with seed + k. It is a Response of the token loop (server/response.pyx), which calls back only
+where something begins or ends; the text between goes straight to the exchange.
 
 Rules: everything that can be refused is refused before the first byte, so a stream begins with
 the engine's first token (an engine that fails before gives a plain error answer); each choice
@@ -32,10 +32,10 @@ from minisgl_fast.api.response_format import (
 from minisgl_fast.api.task import GENERATE, Ids, Task
 from minisgl_fast.errors import EngineError, MinisglError, RequestError
 from minisgl_fast.params import stop_program
-from minisgl_fast.server.deliver import Choice, Response
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
+from minisgl_fast.server.response import Choice, Response
 from minisgl_fast.wire import FinishReason
 
 # Of requests that give no seed. It is no secret, and a system call for each would be slow.

@@ -14,10 +14,11 @@ past ``write``, on the socket that ``descriptor`` names.
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_GET_SIZE
 from libcpp.string cimport string, to_string
 
 from minisgl_fast.server.http_request cimport HttpRequest
+from minisgl_fast.server.string_bytes cimport append, to_bytes
 
 from minisgl_fast.server.error_shapes import shaped_error
 from minisgl_fast.server.errors_json import error_headers
@@ -89,12 +90,12 @@ cdef class Exchange:
         cdef string framing
         if status != 204 and status != 304:
             framing.append(b"content-type: ")
-            _append(framing, content_type)
+            append(framing, content_type)
             framing.append(b"\r\ncontent-length: ")
             framing.append(to_string(PyBytes_GET_SIZE(body)))
             framing.append(b"\r\n")
         self._append_head(head, status, framing, headers)
-        data = _bytes(head)
+        data = to_bytes(head)
         if not (self._bodiless or framing.empty()):
             data += body
         self._state = DONE
@@ -128,7 +129,7 @@ cdef class Exchange:
         else:
             self._keep_alive = False
         self._append_head(head, 200, framing, headers)
-        self._unsent_head = _bytes(head)
+        self._unsent_head = to_bytes(head)
         self._state = STREAMING
         self.status = 200
 
@@ -223,13 +224,13 @@ cdef class Exchange:
         server = self._connection.server
         if server.draining:
             self._keep_alive = False
-        _append(out, _STATUS_LINES[status])
-        _append(out, server.date_line)
+        append(out, _STATUS_LINES[status])
+        append(out, server.date_line)
         out.append(framing)
         out.append(b"x-request-id: ")
-        _append(out, request.request_id.encode("ascii"))
+        append(out, request.request_id.encode("ascii"))
         out.append(b"\r\n")
-        _append(out, request.extra_head)
+        append(out, request.extra_head)
         if not self._keep_alive:
             out.append(b"connection: close\r\n")
         elif request.http_1_0:
@@ -237,15 +238,6 @@ cdef class Exchange:
         for name, value in headers:
             if b"\r" in value or b"\n" in value:
                 raise ValueError(f"a line end in the response field {name.decode('ascii')}")
-            _append(out, b"%b: %b\r\n" % (name, value))
+            append(out, b"%b: %b\r\n" % (name, value))
         out.append(b"\r\n")
         return 0
-
-
-cdef inline int _append(string &out, bytes data) except -1:
-    out.append(<const char *>PyBytes_AS_STRING(data), <size_t>PyBytes_GET_SIZE(data))
-    return 0
-
-
-cdef inline bytes _bytes(const string &data):
-    return PyBytes_FromStringAndSize(data.data(), <Py_ssize_t>data.size())

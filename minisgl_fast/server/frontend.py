@@ -25,10 +25,11 @@ import orjson
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
 from minisgl_fast.params import SamplingDefaults, SamplingParams
-from minisgl_fast.server.deliver import Choice, Dispatcher
+from minisgl_fast.server.deliver import Dispatcher
 from minisgl_fast.server.grammar_checker import GrammarChecker, make_checker
 from minisgl_fast.server.peers import Peers
 from minisgl_fast.server.rate import Rate
+from minisgl_fast.server.response import Choice
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import (

@@ -21,7 +21,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from minisgl_fast.server.deliver import Histogram
+from minisgl_fast.server.histogram import Histogram
 
 if TYPE_CHECKING:
     from minisgl_fast.server.frontend import Frontend

@@ -13,8 +13,9 @@ import pytest
 from fake_engine import eventually
 from http_cases import FakeTransport
 
-from minisgl_fast.server.deliver import Choice, Dispatcher, Response
+from minisgl_fast.server.deliver import Dispatcher
 from minisgl_fast.server.http import HttpServer
+from minisgl_fast.server.response import Choice, Response
 from minisgl_fast.wire import FinishReason, pack_step
 
 RUNNING, LENGTH = FinishReason.RUNNING, FinishReason.LENGTH

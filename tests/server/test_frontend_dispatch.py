@@ -10,8 +10,10 @@ from fake_engine import EOS, FACTS, unpack_add
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.server.deliver import Choice, Dispatcher, Histogram, Response
+from minisgl_fast.server.deliver import Dispatcher
 from minisgl_fast.server.frontend import Frontend
+from minisgl_fast.server.histogram import Histogram
+from minisgl_fast.server.response import Choice, Response
 from minisgl_fast.text.stream import TextStream
 from minisgl_fast.wire import FinishReason, FrameKind, pack_step
 

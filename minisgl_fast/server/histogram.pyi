@@ -1,0 +1,9 @@
+from collections.abc import Sequence
+
+class Histogram:
+    """Counts of observed seconds between fixed bounds, for /metrics."""
+
+    total: float
+    def __init__(self, bounds: Sequence[float]) -> None: ...
+    def observe(self, value: float) -> None: ...
+    def buckets(self) -> list[tuple[str, int]]: ...
