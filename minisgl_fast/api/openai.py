@@ -84,6 +84,7 @@ class OpenAI:
             body.include_usage,
             body.rid,
             body.service_tier is not None,
+            bool(body.stream),
         )
 
     def completions(self, request: HttpRequest, exchange: Exchange) -> None:

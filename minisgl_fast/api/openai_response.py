@@ -55,6 +55,11 @@ class Head(NamedTuple):
     include_usage: bool = False
     rid: str | None = None
     has_tier: bool = False  # the request has a service_tier
+    streams: bool = True  # a whole answer has no use for events
+
+
+def _no_event(fields: bytes) -> bytes:
+    return b""
 
 
 class _OpenAIFormat(ResponseFormat):
@@ -139,7 +144,8 @@ class ChatFormat(_OpenAIFormat, MessageFormat):
         return fill_in(events, self._logprobs.to_json(new.tokens)) if self._logprobs else events
 
     def writer(self, index: int) -> ChatDeltas:
-        return ChatDeltas(partial(self.delta, index), self._echo)
+        delta = partial(self.delta, index) if self._answer_head.streams else _no_event
+        return ChatDeltas(delta, self._echo)
 
     def prefix(self, index: int) -> bytes:
         return b'%b{"index":%d,"delta":{"content":"' % (self._head, index)
