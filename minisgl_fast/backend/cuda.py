@@ -19,7 +19,7 @@ from minisgl_fast.backend.cuda_linear import Linears, make_matrix, row_block
 from minisgl_fast.backend.cuda_prefill import PrefillAttention
 from minisgl_fast.backend.cuda_sampler import Sampler
 from minisgl_fast.backend.interface import Matrix, ModelShape, Norm
-from minisgl_fast.backend.kernel import get_kernel, warm
+from minisgl_fast.backend.kernel import get_kernel, require_cupy, warm
 from minisgl_fast.backend.kernels_table import SPECS
 from minisgl_fast.backend.kv_layout import layer_shape
 from minisgl_fast.backend.step import DeviceState, StepTensors
@@ -44,6 +44,8 @@ class CudaBackend:
     """``backend.interface.Backend`` for one GPU. ``prepare`` comes before everything else."""
 
     def __init__(self, device: torch.device) -> None:
+        """ConfigError without CuPy: before weights are loaded, not after."""
+        require_cupy()
         self.device = device
         torch.cuda.set_device(device)
 

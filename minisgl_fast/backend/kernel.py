@@ -151,6 +151,11 @@ def _load_module(spec: KernelSpec, device: int) -> Any:
     return module
 
 
+def require_cupy() -> None:
+    """ConfigError with what to install where CuPy is missing."""
+    _cupy()
+
+
 @functools.cache
 def _cupy() -> Any:
     try:
@@ -158,6 +163,6 @@ def _cupy() -> Any:
     except ImportError:
         major = (torch.version.cuda or "13").split(".")[0]
         raise ConfigError(
-            f"the GPU backend needs CuPy: pip install 'minisgl_fast[cuda{major}]' "
-            f"(cupy-cuda{major}x, for this torch)"
+            f"The GPU backend needs CuPy: pip install 'minisgl_fast[cuda{major}]' "
+            f"(cupy-cuda{major}x, for this torch), or take --device cpu."
         ) from None

@@ -18,6 +18,7 @@ from minisgl_fast.backend.step import StepTensors
 from minisgl_fast.engine.cuda_copy import UsedWords, WordCopier
 from minisgl_fast.engine.executor import Counts, StepBuffers, plan_views, step_tensors
 from minisgl_fast.engine.runner import ModelRunner
+from minisgl_fast.errors import ConfigError
 from minisgl_fast.progress import Progress
 from minisgl_fast.sched.plan import PlanCapacity
 
@@ -111,8 +112,17 @@ class CudaExecutor:
             step = self._decode_steps[num_rows] = step_tensors(self._views, counts)
         return step
 
-    @torch.inference_mode()
     def _capture(self, buffers: StepBuffers) -> None:
+        try:
+            self._capture_all(buffers)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                "Out of GPU memory for CUDA graphs. Lower --memory-ratio, --num-pages or "
+                "--cuda-graph-max-bs."
+            ) from error
+
+    @torch.inference_mode()
+    def _capture_all(self, buffers: StepBuffers) -> None:
         """Capture all graphs, the largest first: the smaller ones fit in its memory."""
         _forget_workspaces()
         pool = None

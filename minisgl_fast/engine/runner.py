@@ -45,14 +45,24 @@ class ModelRunner:
         self.backend = make_backend(self.device)
         self.dtype = self.backend.pick_dtype(config.dtype, self.model_config.dtype)
         torch.set_num_threads(config.num_threads or pick_num_threads())
-        if config.dummy_weight:
-            weights = dummy_weights(self.model_config, self.dtype, self.device)
-        else:
-            weights = load_weights(model_path, self.model_config, self.dtype, self.device, progress)
-        self._model = Qwen3(self.model_config, weights, self.backend)
+        self._model = self._load_model(config, model_path, progress)
         self._vocab_limit = min(vocab_limit, self.model_config.vocab_size)
         self.sizes = plan_sizes(config, self.model_config, self.dtype, self.device)
         self._allocate(progress)
+
+    def _load_model(self, config: Config, path: Path, progress: Progress) -> Qwen3:
+        model, place = self.model_config, (self.dtype, self.device)
+        try:
+            if config.dummy_weight:
+                weights = dummy_weights(model, *place)
+            else:
+                weights = load_weights(path, model, *place, progress)
+            return Qwen3(model, weights, self.backend)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                "Out of GPU memory for the weights. Take a smaller model, or end what else uses "
+                "the GPU."
+            ) from error
 
     def _allocate(self, progress: Progress) -> None:
         """The KV cache, the per-slot state and the backend's own memory."""
