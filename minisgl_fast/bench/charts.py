@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 NUM_COLOURS = 8
 LOG_MARGIN = 1.03
 MARGIN, TAG_MARGIN = 1.05, 1.2  # above the highest point
-TAG_LETTER, TAG_ROW = 5.6, 12  # pixels: of a letter in width, of a row of tags in height
+TAG_LETTER, TAG_ROW = 6.4, 12  # pixels: of a letter in width, of a row of tags in height
 MIN_TICKS, MAX_TICKS = 3, 6
 
 

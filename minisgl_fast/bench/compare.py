@@ -71,8 +71,10 @@ def _cell(value: Any) -> str:
 
 
 def number_text(value: Any) -> str:
-    """A number with three digits or more, as a person says it; a dash for none."""
+    """A number in three digits or four, as a person says it; a dash for none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "-"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:,.1f}k"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f}"

@@ -32,7 +32,7 @@ h1{font-size:1.5rem;margin:0 0 1rem}h2{font-size:1rem;margin:0 0 .4rem}
 figure,.card,.scroll{margin:0;padding:.9rem 1rem;background:var(--card);border:1px solid
 var(--grid);border-radius:10px;break-inside:avoid}
 .card{border-left:5px solid var(--c);margin-bottom:1rem}.card p{margin:0}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.5rem;
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.2rem,1fr));gap:.5rem .7rem;
 margin-top:.6rem}
 .tile b{display:block;font-size:1.3rem;white-space:nowrap;line-height:1.2;
 font-variant-numeric:tabular-nums}
@@ -103,10 +103,10 @@ def _tiles(report: Report) -> list[tuple[str, str]]:
     found = [("output tokens/s", number_text(report.get("output_throughput")))]
     found.append(("requests/s", number_text(report.get("request_throughput"))))
     if report.get("request_goodput") is not None:
-        found.append(("requests/s within limits", number_text(report["request_goodput"])))
+        found.append(("good requests/s", number_text(report["request_goodput"])))
     for name in ("ttft", "tpot", "e2el"):
         median, p99 = (number_text(report.get(f"{key}_{name}_ms")) for key in ("median", "p99"))
-        found.append((f"{name.upper()} ms, median and p99", f"{median} / {p99}"))
+        found.append((f"{name.upper()} ms, p50 / p99", f"{median} / {p99}"))
     found.append(("completed", f"{report.get('completed', 0):,}"))
     return found
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from minisgl_fast.bench.compare import number_text
 from minisgl_fast.bench.limits import ClientCost
 from minisgl_fast.bench.reader import CHAT, ResponseReader
 from minisgl_fast.bench.report import make_report, make_table, warnings
@@ -207,3 +208,12 @@ def test_values_beyond_the_room_are_said_to_be_approximate(results):
     found = report(results)
     found["minisgl_fast"]["distributions"]["itl"]["exact"] = False
     assert warnings(found) == ["too many values to keep: percentiles of ITL within 1.2 %"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (5.031, "5.03"), (42.28, "42.3"), (1036.2, "1,036"), (16297.3, "16.3k"),
+     (1234567, "1,234.6k"), (None, "-"), ("x", "-"), (True, "-")],
+)  # fmt: skip
+def test_numbers_at_a_glance(value, text):
+    assert number_text(value) == text
