@@ -434,6 +434,7 @@ def test_the_facts_tell_the_sizes_and_the_warm_up_leaves_no_trace(start: Start) 
     assert driver.engine.facts() == {
         "max_model_len": 1000,
         "architecture": "Qwen3ForCausalLM",
+        "num_parameters": 119_232,
         "vocab_size": 320,
         "hidden_size": 64,
         "num_pages": 128,

@@ -34,6 +34,7 @@ FACTS = {
     "device": "cpu",
     "grammars": False,
     "architecture": "Qwen3ForCausalLM",
+    "num_parameters": 119_232,
 }
 
 
