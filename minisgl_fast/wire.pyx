@@ -52,7 +52,14 @@ FRAME_HEADER_BYTES = 5
 
 def frame(int kind, bytes payload not None):
     """One whole frame."""
-    return (len(payload) + 1).to_bytes(4, "little") + bytes((kind,)) + payload
+    cdef size_t size = <size_t>len(payload)
+    cdef uint32_t length = <uint32_t>size + 1
+    cdef uint8_t kind_byte = <uint8_t>kind
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, FRAME_HEADER_BYTES + size)
+    cdef char *out = _put(PyBytes_AS_STRING(whole), &length, 4)
+    out = _put(out, &kind_byte, 1)
+    _put(out, PyBytes_AS_STRING(payload), size)
+    return whole
 
 
 _NO_INTS = array("i")

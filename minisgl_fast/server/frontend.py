@@ -54,7 +54,8 @@ INTER_TOKEN_BUCKETS = (
     0.08, 0.1, 0.2, 0.4, 0.8, 2.0, 8.0,
 )  # fmt: skip
 
-STEP = int(FrameKind.STEP)  # a member takes long to look up and to compare with
+# A member takes long to look up and to compare with.
+ADD, STEP = int(FrameKind.ADD), int(FrameKind.STEP)
 
 
 class Channel(Protocol):
@@ -110,6 +111,8 @@ class Frontend:
         self.on_state: Callable[[], None] | None = None
         self.generation_rate = Rate()
         self.peers = peers or Peers()
+        # Connections, and so requests, spread evenly over all frontends.
+        self._max_open = -(-config.max_queued_requests // config.frontends)
         self._channel: Channel | None = None
         self._checker: GrammarChecker | None = None
         self._flush_is_due = False
@@ -145,9 +148,7 @@ class Frontend:
 
     def check_room(self, num_choices: int) -> None:
         """OverloadedError if so many more generations would exceed ``--max-queued-requests``."""
-        # Connections, and so requests, spread evenly over all frontends.
-        limit = -(-self.config.max_queued_requests // self.config.frontends)
-        if len(self.dispatcher) + num_choices > limit:
+        if len(self.dispatcher) + num_choices > self._max_open:
             raise OverloadedError("The request queue is full. Please try again later.")
 
     def grammars(self, param: str) -> GrammarChecker:
@@ -225,7 +226,7 @@ class Frontend:
             task=task,
             grammar=grammar,
         )
-        self._send(FrameKind.ADD, payload)
+        self._send(ADD, payload)
         return rid
 
     def abort(self, choice: Choice) -> bool:

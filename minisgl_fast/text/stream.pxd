@@ -30,7 +30,7 @@ cdef class TextStream:
     cdef size_t num_held
     cdef vector[StopString] stops
     cdef StopRegex regex           # looks for patterns, or None
-    cdef bint starts_stop[256]     # bytes that a stop string begins with
+    cdef uint8_t starts_stop[256]  # 1 for bytes that a stop string begins with
     cdef bint matching             # some stop string has begun
     cdef int32_t num_unstoppable   # so many more tokens are not looked at for stop strings
     cdef bint skip_special
