@@ -2,6 +2,7 @@
 
 scripted   a frontend whose engine says what the test tells it to (scripted_server.py)
 smollm2    the whole server with the demo model; greedy
+tiny       the whole server with a tiny random Qwen3, which only does what it is bound to
 """
 
 import os
@@ -68,12 +69,33 @@ def scripted():
 @pytest.fixture(scope="session")
 def smollm2():
     """The URL of a server with SmolLM2-135M-Instruct, called "smollm2"."""
-    folder = subprocess.run(
-        [PYTHON, "tools/demo_model.py"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    with _served(_made("tools/demo_model.py"), "smollm2") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The URL of a server with a tiny random model, called "tiny"."""
+    folder = str(tmp_path_factory.mktemp("tiny") / "model")
+    _made("tools/make_tiny_model.py", folder)
+    with _served(folder, "tiny", "--num-pages", "1024") as url:
+        yield url
+
+
+def _made(tool, *arguments):
+    """What a tool of this repository prints."""
+    command = [PYTHON, tool, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@contextmanager
+def _served(folder, name, *arguments):
+    """The URL of a whole server; its model has no calls of its own, so they are Qwen's."""
     command = (
-        *(PYTHON, "-m", "minisgl_fast", "--model", folder, "--served-model-name", "smollm2"),
+        *(PYTHON, "-m", "minisgl_fast", "--model", folder, "--served-model-name", name),
         *("--port", "0", "--device", "cpu", "--dtype", "float32"),
+        *("--tool-call-parser", "qwen25", *arguments),
     )
     with running(*command, announces=r"ready to serve on (\S+)$") as found:
         yield f"http://{found[1]}"

@@ -3,7 +3,7 @@
 import instructor
 import openai
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 JOKE = [{"role": "user", "content": "Tell me a joke about cats."}]
 PERSON = [{"role": "user", "content": "Ann is 34 years old. Who is it?"}]
@@ -17,6 +17,12 @@ class Joke(BaseModel):
 class Person(BaseModel):
     name: str = Field(max_length=20)
     age: int = Field(ge=0, le=150)
+
+
+class Closed(Person):
+    """With no more properties, of which a random model would never have enough."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def patched(url, mode):
@@ -63,3 +69,30 @@ def test_a_model_comes_piece_by_piece(smollm2):
     )
     *_, last = parts
     assert Person.model_validate(last.model_dump())
+
+
+def test_a_small_model_is_bound_to_a_call(smollm2):
+    person = patched(smollm2, instructor.Mode.TOOLS).chat.completions.create(
+        model="smollm2",
+        messages=PERSON,
+        response_model=Closed,
+        max_retries=0,
+        temperature=0,
+        max_tokens=200,
+    )
+    assert isinstance(person, Closed)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("mode", [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA])
+def test_a_random_model_is_bound_just_as_well(tiny, mode, seed):
+    person = patched(tiny, mode).chat.completions.create(
+        model="tiny",
+        messages=PERSON,
+        response_model=Closed,
+        max_retries=0,
+        temperature=1.5,
+        max_tokens=1000,
+        seed=seed,
+    )
+    assert 0 <= person.age <= 150 and len(person.name) <= 20
