@@ -190,7 +190,9 @@ def _path(line: Line, x_scale: _Scale, y_scale: _Scale) -> str:
 
 def _dot(x: float, y: float, label: str, line: Line) -> str:
     name = f"<title>{escape(line.name)}: {escape(label)}</title>"
+    half = len(label) * TAG_LETTER / 2
+    anchor = "end" if x + half > WIDTH else "mid"
     return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="dot s{line.colour % NUM_COLOURS}">{name}'
-        f'</circle><text x="{x:.1f}" y="{y - 8:.1f}" class="mid small">{escape(label)}</text>'
+        f'</circle><text x="{x:.1f}" y="{y - 8:.1f}" class="{anchor} small">{escape(label)}</text>'
     )
