@@ -9,6 +9,7 @@ import tokenizers
 from grammar_driver import Formats, GrammarDriver, parsed
 from schemas import make_schema
 from tiny_folder import make_tiny_model
+from tokenizers import decoders, models, pre_tokenizers
 
 CITY = {
     "type": "object",
@@ -90,6 +91,52 @@ def test_bound_calls_are_read_by_the_parser_and_satisfy_the_schema(driver, name)
             )
             called.add(function)
     assert called == {"get_weather", "now"}
+
+
+PIECES = [
+    *("<unk>", "<s>", "</s>"),
+    *(f"<0x{byte:02X}>" for byte in range(256)),
+    *("▁", "▁▁", "a", "▁a", "▁hello", "world", "你", "▁€", "😀", "1", "▁1", "0", "true", "▁true"),
+    *(".", "▁.", '"', '▁"', "▁{", '{"', "}", "▁}", ",▁", "null", "[", "▁[", "]", ":", ":▁"),
+]
+
+
+@pytest.fixture(scope="module", params=["llama2", "metaspace"])
+def sentencepiece(request, tmp_path_factory):
+    """The tiny model with blanks as ▁ and bytes as tokens of their own, as Llama 2 has them."""
+    folder = make_tiny_model(tmp_path_factory.mktemp(request.param) / "tiny")
+    vocabulary = {piece: i for i, piece in enumerate(PIECES)}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    blanks = [decoders.Replace("▁", " ")] if request.param == "llama2" else [decoders.Metaspace()]
+    tokenizer.decoder = decoders.Sequence([*blanks, decoders.ByteFallback(), decoders.Fuse()])
+    if request.param == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": 2}))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    driver = GrammarDriver(folder, max_running_requests=64, num_pages=8192)
+    yield driver
+    driver.close()
+
+
+def test_tokenizers_with_byte_fallback_are_bound_too(sentencepiece):
+    # Without definitions: a recursive answer among so many tokens of blanks may take all the room.
+    schemas = [schema for seed in range(200, 240) if "$defs" not in (schema := make_schema(seed))]
+    formats = [json_schema(schema, strict=True) for schema in schemas]
+    grammars = [sentencepiece.grammar(response_format=one) for one in formats]
+    for schema, text in zip(schemas, sentencepiece.texts(grammars), strict=True):
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    choices = ["yes", "非常 well", " a  b"]
+    grammar = sentencepiece.grammar(structured_outputs={"choice": choices})
+    # The decoder may take a blank from the front of a text.
+    found = {text.strip() for text in sentencepiece.texts([grammar] * 60, temperature=9.0)}
+    assert found == {choice.strip() for choice in choices}
 
 
 HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>",
