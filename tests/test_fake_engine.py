@@ -69,7 +69,7 @@ def test_a_tick_sets_the_pace_and_a_folder_the_tokenizer(tmp_path: Path) -> None
             "POST", "/v1/completions", {"prompt": "Once", "max_tokens": 30}
         )
         assert status == 200
-        assert time.monotonic() - start > 28 * 0.02
+        assert time.monotonic() - start >= 29 * 0.02  # the first token comes at once
         assert body["choices"][0]["text"] in FAKE_TEXT * 2  # a token a byte
         assert len(body["choices"][0]["text"]) == 30
         assert body["usage"]["prompt_tokens"] == len("Once")

@@ -156,7 +156,7 @@ class FakeEngine:
         self._tick_s = 0.0
         self._credit: mmap.mmap | None = None
         self._credit_before = 0  # what it said when the engine was last idle
-        self._next_tick = 0.0
+        self._next_tick = 0.0  # 0 while idle
         self._last_step = 0.0
         self._last_stats = 0.0
 
@@ -205,8 +205,10 @@ class FakeEngine:
             if not self._lanes:
                 return
             busy = [lane for lane in self._lanes if len(lane)]
-            if not busy and self._credit is not None:
-                self._credit_before = int.from_bytes(self._credit[:8], "little")
+            if not busy:
+                self._next_tick = 0.0
+                if self._credit is not None:
+                    self._credit_before = int.from_bytes(self._credit[:8], "little")
             now = time.perf_counter()
             if now - self._last_stats >= STATS_INTERVAL_S or not busy:
                 self._last_stats = now
@@ -217,7 +219,8 @@ class FakeEngine:
                     writable = [lane.channel for lane in self._lanes if lane.channel.has_unsent]
                     select.select([lane.channel for lane in self._lanes], writable, [], wait_s)
                     continue
-                self._next_tick = max(self._next_tick + self._tick_s, now)
+                # A late tick is made up for by the next one; the first has no one to be late for.
+                self._next_tick = max((self._next_tick or now) + self._tick_s, now)
                 for lane in busy:
                     lane.step()
             else:
