@@ -20,6 +20,7 @@ from minisgl_fast.api.ollama_request import (
     OllamaFields,
     OllamaGenerateRequest,
     chat_fields,
+    common_fields,
     generate_fields,
     served_name,
 )
@@ -82,7 +83,7 @@ class Ollama:
         asked, _ = parse_body(request.body, OllamaChatRequest)
         form = OllamaFormat(pipeline.model_name, received, self._logprobs(asked))
         if not asked.messages:
-            self._answer_loaded(CHAT, asked.model, exchange, form)
+            self._answer_loaded(CHAT, asked, exchange, form)
             return
         body, messages = check_chat(chat_fields(asked))
         call = ChatCall(CHAT, request, exchange, received, form, cuts_to_context=True)
@@ -94,7 +95,7 @@ class Ollama:
         asked, _ = parse_body(request.body, OllamaGenerateRequest)
         form = OllamaGenerateFormat(pipeline.model_name, received, self._logprobs(asked))
         if not asked.prompt:
-            self._answer_loaded(GENERATE, asked.model, exchange, form)
+            self._answer_loaded(GENERATE, asked, exchange, form)
             return
         has_template = bool(pipeline.frontend.template)
         body, messages = check_chat(generate_fields(asked, has_template=has_template))
@@ -147,9 +148,11 @@ class Ollama:
         return ChatLogprobs(self._pipeline.tokenizer, asked.top_logprobs or 0)
 
     def _answer_loaded(
-        self, route: str, model: str | None, exchange: Exchange, form: OllamaFormat
+        self, route: str, asked: OllamaFields, exchange: Exchange, form: OllamaFormat
     ) -> None:
-        self._pipeline.check_model(served_name(model))
+        """A request without a text only loads the model; its fields must be sound all the same."""
+        self._pipeline.check_model(served_name(asked.model))
+        check_chat(common_fields(asked) | {"messages": [{"role": "user", "content": ""}]})
         exchange.respond(200, form.loaded(), JSON)
         self._pipeline.metrics.count_request(route, 200)
 

@@ -116,7 +116,7 @@ class OllamaGenerateRequest(OllamaFields, kw_only=True):
 
 def chat_fields(request: OllamaChatRequest) -> Body:
     """The body of the chat request that asks for the same."""
-    fields = _common(request)
+    fields = common_fields(request)
     fields["messages"] = _messages(request.messages or [])
     if request.tools:
         fields["tools"] = request.tools
@@ -128,7 +128,7 @@ def generate_fields(request: OllamaGenerateRequest, *, has_template: bool) -> Bo
     for name in ("suffix", "template", "images", "context"):
         if getattr(request, name):
             raise RequestError(f"This server does not support {name} here.", param=name)
-    fields = _common(request)
+    fields = common_fields(request)
     if request.raw or not has_template:
         if request.system:
             raise RequestError("A raw prompt has no place for system.", param="system")
@@ -143,7 +143,8 @@ def served_name(name: str | None) -> str | None:
     return name.removesuffix(":latest") if name else None
 
 
-def _common(request: OllamaFields) -> Body:
+def common_fields(request: OllamaFields) -> Body:
+    """What a chat and a prompt say alike, as fields of a chat request. RequestError."""
     fields: Body = {
         "model": served_name(request.model),
         "stream": request.stream is not False,

@@ -255,6 +255,24 @@ def test_errors_are_the_client_s_exceptions(server, fields, status, text, stream
     assert not server.engine.added
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize(
+    ("fields", "status", "text"),
+    [
+        ({"model": "llama9"}, 404, "llama9"),
+        ({"options": {"mirostat": 2}}, 400, "options.mirostat"),
+        ({"options": {"seed": "x"}}, 400, "options.seed"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs must be in"),
+        ({"top_logprobs": 2}, 400, "top_logprobs can only be given"),
+        ({"format": "xml"}, 400, "format must be"),
+    ],
+)
+def test_a_request_that_only_loads_the_model_is_checked_too(server, path, fields, status, text):
+    found, _, answer = request(server, "POST", path, {"model": MODEL, **fields})
+    assert found == status
+    assert text in json.loads(answer)["error"]
+
+
 def test_the_package_raises_what_the_server_says(client):
     with pytest.raises(ollama.ResponseError) as caught:
         client.chat(model="llama9", messages=MESSAGES)
