@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The load client alone: what an event costs it, 10,000 streams, and whether its figures are right.
 
-    tools/bench_client.py                             every section, about a minute
+    tools/bench_client.py                             every section, about two minutes
     tools/bench_client.py events --rounds 5           only some: events, streams, agree
     tools/bench_client.py --reference sse_load.py     also beside that client (it needs gcc)
     tools/bench_client.py --markdown docs/benchmarks.md   and write the tables into that page
@@ -9,50 +9,51 @@
 ``events`` and ``streams`` read from a bare epoll writer in C (front/floor.c), which is alone on
 --server-cpu; the client, ``minisgl-fast bench`` with all that it records, is alone on --client-cpu.
 ``agree`` loads ``minisgl-fast --fake-engine``: the server's own /metrics must say the same, and so
-must a reference client, a Python file with ``run_once(url, streams, tokens, ...)``, in turns.
+must a reference client, a Python file with ``run_once(url, streams, tokens, ...)``, which loads the
+same server at the same time with as many streams, so that both see the same ticks and stalls.
+Medians over the quietest rounds, as in bench_front.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import os
+import statistics
 import sys
-import tempfile
+import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "front"))
 
-from front_figures import Output, at_least, at_most  # noqa: E402
-from front_loads import SENTENCE, Loads, Row, median, stream_row  # noqa: E402
-from front_servers import OURS, Server, started  # noqa: E402
+from front_figures import at_least, at_most  # noqa: E402
+from front_loads import SENTENCE, median, stream_row  # noqa: E402
+from front_main import Bench, make_parser, run  # noqa: E402
+from front_rounds import Row, steal_text  # noqa: E402
+from front_servers import FLOOR, OURS, Server  # noqa: E402
 
-EVENTS_PER_S = 200_000
+EVENTS_PER_S, EVENTS_SECONDS = 200_000, 2
 NUM_STREAMS, STREAM_TICK_US, STREAM_TOKENS = 10_000, 100_000, 50
 # Requests follow each other on a connection, so each waits for a whole tick: times that depend on
 # the pace of the engine and hardly on the machine. Few streams: the server's clock begins when it
-# takes a request, the client's when that is sent, and between the two lie those before it.
-AGREE_STREAMS, AGREE_REQUESTS, AGREE_TOKENS = 4, 12, 8
-AGREE_TICK_US = 100_000
+# takes a request, the client's when that is sent, and between the two lie those before it. Many
+# requests, so that a percentile is none of the first ones, which wait for less than a tick.
+AGREE_STREAMS, AGREE_REQUESTS, AGREE_TOKENS = 4, 56, 4
+AGREE_TICK_US = 40_000
 TOLERANCE = 0.02
+METRICS, REFERENCE = "/metrics", "the reference client"
+STARTED_TIMEOUT_S = 30.0
 
 
-class Bench:
+RunOnce = Callable[..., dict[str, Any]]
+
+
+class LoadClient(Bench):
     """The sections, and what they share."""
-
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options = options
-        self.folder = folder
-        self.loads = Loads(folder, options.client_cpu)
-        self.out = Output()
-
-    def server(self, name: str, tick_us: int, paced: bool = False) -> Any:
-        cpus = self.options.server_cpu, self.options.client_cpu
-        return started(name, self.folder, *cpus, tick_us, paced=paced)
 
     def events(self) -> None:
         """Events of one token each: 200,000 a second, and as many as the writer makes."""
@@ -60,27 +61,23 @@ class Bench:
         for n in (64, 256, 1000):
             tick_us = n * 1_000_000 // EVENTS_PER_S
             for what, pace in ((f"{EVENTS_PER_S:,} a second", tick_us), ("all it can", 0)):
-                with self.server("floor", pace, paced=not pace) as server:
-                    num_tokens = 2 * EVENTS_PER_S // n
+                with self.server(FLOOR, pace, paced=not pace) as server:
                     self.loads.bench(server, n, 20)
-                    rows = [
-                        stream_row(self.loads.bench(server, n, num_tokens), n * num_tokens)
-                        for _ in range(self.options.rounds)
-                    ]
-                row = median(rows)
-                lines.append([what, str(n), *_cost_cells(row)])
+                    run_of = partial(self._events, server, n, EVENTS_PER_S * EVENTS_SECONDS // n)
+                    row = median(self.rounds.take({what: run_of})[what])
+                lines.append([what, str(n), *_cost_cells(row), steal_text(row)])
                 if pace:
                     name = f"load client, {n} streams: events a second of one core"
                     self.out.add(at_least(name, 1e6 / row["client_us"], EVENTS_PER_S))
         heads = ["the writer makes", "streams", "events/s", "of a core"]
-        heads += ["CPU us an event", "user", "system", "events a read", "loop late p99 ms"]
+        heads += ["CPU us an event", "user", "system", "events a read", "loop late p99 ms", "steal"]
         self.out.table(heads, lines)
 
     def streams(self) -> None:
         """10,000 streams at once, 100,000 events a second."""
         lines = []
-        for name in ("floor", OURS):
-            with self.server(name, STREAM_TICK_US) as server:
+        for name in (FLOOR, OURS):
+            with self.server(name, STREAM_TICK_US, paced=False) as server:
                 report = self.loads.bench(server, NUM_STREAMS, STREAM_TOKENS)
             row = stream_row(report, max(1, report["completed"]) * STREAM_TOKENS)
             limits = ", ".join(report["minisgl_fast"]["client"]["limits"]) or "no"
@@ -94,36 +91,56 @@ class Bench:
         self.out.table(heads, lines)
 
     def agree(self) -> None:
-        """The same load by this client and by others, and what the server says of it."""
-        mine: list[Row] = []
-        servers: list[Row] = []
-        theirs: list[Row] = []
+        """This client and another at the same server at once, and what that server says of both."""
         reference = None if self.options.reference is None else _load(self.options.reference)
-        with self.server(OURS, AGREE_TICK_US) as server:
-            for _ in range(self.options.rounds):
-                before = _metrics(server)
-                mine.append(self._mine(server))
-                servers.append(_server_row(before, _metrics(server)))
-                if reference is not None:
-                    theirs.append(self._theirs(server, reference))
-        own, metrics = median(mine), median(servers)
-        others = median(theirs) if theirs else {}
+        with self.server(tick_us=AGREE_TICK_US, paced=False) as server:
+            run_of = partial(self._agree, server, reference)
+            rows = self.rounds.take({"": run_of})[""]
+        row = median(rows)
+        names = [name for name in (REFERENCE, METRICS) if f"{name}: requests" in row]
         lines = []
-        for key in own:
-            cells = [key, f"{own[key]:,.3f}"]
-            for name, found in (("/metrics", metrics), ("the reference client", others)):
-                if key not in found:
+        for key in (key for key in row if ": " not in key and key != "steal"):
+            is_time = "ms" in key
+            cells = [key, _number(row[key], is_time)]
+            for name in names:
+                if f"{name}: {key}" not in row:
                     cells += ["", ""]
                     continue
-                ratio = own[key] / found[key]
-                cells += [f"{found[key]:,.3f}", f"{ratio:.4f}"]
-                is_count = "ms" not in key
+                counts = [key]
+                if name == METRICS and not is_time and REFERENCE in names:
+                    counts.append(f"{REFERENCE}: {key}")  # the server's are those of both clients
+                # Of each round, for what one round's clients saw is not what the next one's did.
+                ratio = statistics.median(
+                    sum(found[count] for count in counts) / found[f"{name}: {key}"]
+                    for found in rows
+                )
+                cells += [_number(row[f"{name}: {key}"], is_time), f"{ratio:.4f}"]
+                target = TOLERANCE * 100 if is_time else 0.0
                 off = abs(ratio - 1) * 100
-                target = 0.0 if is_count else TOLERANCE * 100
                 self.out.add(at_most(f"{key}, off from {name}", off, target, " %", 2))
             lines.append(cells)
-        heads = ["", "this client", "/metrics", "ratio", "reference client", "ratio"]
+        heads = ["", "this client", *(head for name in names for head in (name, "ratio"))]
         self.out.table(heads, lines)
+        self.out.text(f"Steal: {steal_text(row)}.")
+
+    def _events(self, server: Server, num_streams: int, num_tokens: int) -> Row:
+        report = self.loads.bench(server, num_streams, num_tokens)
+        return stream_row(report, num_streams * num_tokens)
+
+    def _agree(self, server: Server, reference: RunOnce | None) -> Row:
+        """Figures of this client by their names, others' with the other's name before."""
+        before = _metrics(server)
+        server.credit.write_bytes(bytes(8))
+        with ThreadPoolExecutor(1) as pool:
+            mine = pool.submit(self._mine, server)
+            theirs = {}
+            if reference is not None:
+                _wait_for_events(server)
+                theirs = self._theirs(server, reference)
+            found = mine.result()
+        for name, row in ((REFERENCE, theirs), (METRICS, _server_row(before, _metrics(server)))):
+            found |= {f"{name}: {key}": value for key, value in row.items()}
+        return found
 
     def _mine(self, server: Server) -> Row:
         words = ["--dataset", "fixed", "--prompt", SENTENCE, "--extra-body", '{"temperature":0}']
@@ -145,7 +162,7 @@ class Bench:
             "ITL p99, ms": report["p99_itl_ms"],
         }
 
-    def _theirs(self, server: Server, run_once: Callable[..., dict[str, Any]]) -> Row:
+    def _theirs(self, server: Server, run_once: RunOnce) -> Row:
         found = run_once(
             server.url,
             AGREE_STREAMS,
@@ -168,6 +185,19 @@ class Bench:
         return row
 
 
+def _wait_for_events(server: Server) -> None:
+    """Until this client, which takes a while to start, has read its first."""
+    deadline = time.monotonic() + STARTED_TIMEOUT_S
+    while not any(server.credit.read_bytes()):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the client does not start")
+        time.sleep(0.005)
+
+
+def _number(value: float, is_time: bool) -> str:
+    return f"{value:,.{3 if is_time else 0}f}"
+
+
 def _cost_cells(row: Row) -> list[str]:
     system_us = row["client_us"] - row["client_user_us"]
     return [
@@ -181,12 +211,12 @@ def _cost_cells(row: Row) -> list[str]:
     ]
 
 
-def _load(path: Path) -> Callable[..., dict[str, Any]]:
+def _load(path: Path) -> RunOnce:
     spec = importlib.util.spec_from_file_location("reference_client", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    run_once: Callable[..., dict[str, Any]] = module.run_once
+    run_once: RunOnce = module.run_once
     return run_once
 
 
@@ -213,32 +243,15 @@ def _server_row(before: Row, after: Row) -> Row:
     }
 
 
-SECTIONS: tuple[Callable[[Bench], None], ...] = (Bench.events, Bench.streams, Bench.agree)
+SECTIONS: tuple[Callable[[LoadClient], None], ...] = (
+    LoadClient.events, LoadClient.streams, LoadClient.agree,
+)  # fmt: skip
 
 
 def main() -> None:
-    names = [section.__name__ for section in SECTIONS]
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("sections", nargs="*", choices=[[], *names], default=[])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--server-cpu", type=int, default=0)
-    parser.add_argument("--client-cpu", type=int, default=min(1, (os.cpu_count() or 1) - 1))
+    parser = make_parser(__doc__, [section.__name__ for section in SECTIONS])
     parser.add_argument("--reference", type=Path, metavar="FILE.py", help="another load client")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="a page with marks for it")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-client-") as folder:
-        bench = Bench(options, Path(folder))
-        for section in SECTIONS:
-            if not options.sections or section.__name__ in options.sections:
-                bench.out.text((section.__doc__ or "").partition("\n")[0])
-                section(bench)
-    bench.out.text("Beside the targets:")
-    bench.out.summary()
-    if options.markdown is not None:
-        bench.out.write_into(options.markdown, "bench_client.py")
+    run(parser, LoadClient, SECTIONS)
 
 
 if __name__ == "__main__":

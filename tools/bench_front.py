@@ -8,60 +8,55 @@
 The server is ``minisgl-fast --fake-engine`` with Qwen3's tokenizer, alone on --server-cpu; its
 engine and the client, ``minisgl-fast bench``, are on --client-cpu. Peers, where gcc and FastAPI are
 there: a bare epoll writer in C (front/floor.c), the floor, and FastAPI in the chunk shapes of vLLM
-and SGLang (front/fastapi_app.py); they take turns in every round. Medians over the rounds; CPU is
-the server process's. The last table has each figure beside its target.
+and SGLang (front/fastapi_app.py); they take turns in every round. Medians over the quietest rounds
+(front/front_rounds.py: a round of which the machine's host took much is made again); CPU is the
+server process's. The last table has each figure beside its target.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "front"))
 
-from front_figures import Output, at_least, at_most  # noqa: E402
-from front_loads import SENTENCE, Loads, Row, median, percentile  # noqa: E402
-from front_servers import OURS, available_peers, started  # noqa: E402
+from front_figures import at_least, at_most  # noqa: E402
+from front_loads import SENTENCE, median, percentile  # noqa: E402
+from front_main import Bench, make_parser, run  # noqa: E402
+from front_rounds import Row, steal_text  # noqa: E402
+from front_servers import FLOOR, FLOOR_MERGED, OURS, Server, available_peers  # noqa: E402
 
 # Tokens of one run: enough for the kernel's ticks, which tell user from system time.
-FAST_TOKENS, PEER_TOKENS = 800_000, 60_000
-TICK_US, TICK_TOKENS = 2000, 3000
+FAST_TOKENS, PEER_TOKENS = 600_000, 60_000
+TICK_US, TICK_TOKENS = 2000, 2500
 FAST_ENGINE_PER_S = 1_280_000  # tokens a second of an engine that is faster than any writer
 NUM_IDLE = 10_000
 NUM_MANY = 2_000
 MANY_TICK_US = 50_000
 STREAM_HEADS = (
     "server", "streams", "tokens/s", "CPU us", "user", "system", "of floor", "tokens/event",
-    "TTFT p50", "p99 ms", "ITL p50", "p99 ms", "client us/event",
+    "TTFT p50", "p99 ms", "ITL p50", "p99 ms", "client us/event", "steal",
 )  # fmt: skip
 
 
-class Bench:
+class Front(Bench):
     """The sections, and what they share."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.options = options
-        self.folder = folder
-        self.loads = Loads(folder, options.client_cpu)
-        self.out = Output()
+        super().__init__(options, folder)
         self.peers = [] if options.no_peers else available_peers()
-
-    def server(self, name: str = OURS, tick_us: int = 0, **more: bool) -> Any:
-        options = self.options
-        cpus = options.server_cpu, options.client_cpu
-        return started(name, self.folder, *cpus, tick_us, **more)
 
     # Sections
 
@@ -69,13 +64,15 @@ class Bench:
         """Streams as fast as they are taken, one event a token."""
         for n in (64, 256):
             found = self._streams([OURS, *self.peers], n, FAST_TOKENS)
-            ours, what = found[OURS], f"{n} streams, one event a token"
+            ours, floor = found[OURS], found.get(FLOOR, {})
+            what = f"{n} streams, one event a token"
+            per_s, user_us = floor.get("per_s"), floor.get("user_us")
             self.out.add(
-                at_least(f"{what}: tokens a second", ours["per_s"], 200_000),
-                at_most(f"{what}: user-mode CPU a token", ours["user_us"], 0.8, " us", 2),
+                at_least(f"{what}: tokens a second", ours["per_s"], 200_000, floor=per_s),
+                at_most(f"{what}: user-mode CPU a token", ours["user_us"], 0.8, " us", 2, user_us),
             )
-            if "floor" in found:
-                ratio = ours["cpu_us"] / found["floor"]["cpu_us"]
+            if floor:
+                ratio = ours["cpu_us"] / floor["cpu_us"]
                 self.out.add(at_most(f"{what}: CPU, of the C floor's", ratio, 1.3, "x", 2))
             for peer, shape, target in (("vllm", "vLLM", 4.0), ("sglang", "SGLang", 2.3)):
                 if f"fastapi-{peer}" in found:
@@ -85,26 +82,30 @@ class Bench:
 
     def ticks(self) -> None:
         """A token for each of 256 streams every 2 ms."""
-        names = [OURS, *(name for name in self.peers if name == "floor")]
-        found = self._streams(names, 256, 256 * TICK_TOKENS, TICK_US)[OURS]
+        rows = self._streams(self.with_floor, 256, 256 * TICK_TOKENS, TICK_US)
+        found, floor = rows[OURS], rows.get(FLOOR, {})
         share = found["cpu_us"] * found["per_s"] / 1e6
         self.out.text(f"Server: {share:.2f} of a core.")
         what = "256 streams at 2 ms ticks"
+        per_s, p99 = floor.get("per_s"), floor.get("itl_p99")
         self.out.add(
-            at_most(f"{what}: tokens an event", found["merged"], 1.0, "", 2),
-            at_least(f"{what}: tokens a second of 128,000", found["per_s"], 126_000),
-            at_most(f"{what}: inter-token p99", found["itl_p99"], 2.8, " ms", 2),
+            at_most(f"{what}: tokens an event", found["merged"], 1.0, "", 2, floor.get("merged")),
+            at_least(f"{what}: tokens a second of 128,000", found["per_s"], 126_000, floor=per_s),
+            at_most(f"{what}: inter-token p99", found["itl_p99"], 2.8, " ms", 2, p99),
         )
 
     def lag(self) -> None:
         """An engine of 1,280,000 tokens a second: what the loop or a client lags is merged."""
+        names = [OURS, *(FLOOR_MERGED for name in self.peers if name == FLOOR)]
         for n in (64, 256):
             tick_us = n * 1_000_000 // FAST_ENGINE_PER_S
-            found = self._streams([OURS], n, 2 * FAST_ENGINE_PER_S, tick_us)[OURS]
+            rows = self._streams(names, n, 2 * FAST_ENGINE_PER_S, tick_us)
+            found, floor = rows[OURS], rows.get(FLOOR_MERGED, {})
             what = f"{n} streams that lag"
+            per_s, cpu_us = floor.get("per_s"), floor.get("cpu_us")
             self.out.add(
-                at_least(f"{what}: tokens a second", found["per_s"], 800_000),
-                at_most(f"{what}: CPU a token", found["cpu_us"], 1.2, " us", 2),
+                at_least(f"{what}: tokens a second", found["per_s"], 800_000, floor=per_s),
+                at_most(f"{what}: CPU a token", found["cpu_us"], 1.2, " us", 2, cpu_us),
             )
 
     def requests(self) -> None:
@@ -114,26 +115,21 @@ class Bench:
             ("token ids, no text", "/v1/completions", {"prompt": list(range(100, 108))}, 50_000),
             ("short chat", "/v1/chat/completions", chat, 20_000),
         )
-        names = [OURS, *(name for name in self.peers if name == "floor")]
         lines = []
         with ExitStack() as stack:
-            servers = {name: stack.enter_context(self.server(name)) for name in names}
+            servers = {name: stack.enter_context(self.server(name)) for name in self.with_floor}
             for case, path, fields, target in cases:
-                rows: dict[str, list[Row]] = {name: [] for name in names}
-                for _ in range(self.options.rounds):
-                    for name in names:
-                        found = self.loads.requests(
-                            servers[name], self.options.requests, path, fields
-                        )
-                        rows[name].append(found)
-                for name, several in rows.items():
-                    row = median(several)
+                run_of = partial(self._requests, path=path, fields=fields)
+                taken = self.rounds.take({name: partial(run_of, s) for name, s in servers.items()})
+                found = {name: median(several) for name, several in taken.items()}
+                for name, row in found.items():
                     costs = [f"{row[key]:.1f}" for key in ("cpu_us", "user_us", "system_us")]
-                    lines.append([case, name, f"{row['per_s']:,.0f}", *costs])
-                    if name == OURS:
-                        what = f"requests of one token a second, {case}"
-                        self.out.add(at_least(what, row["per_s"], target))
-        self.out.table(["request", "server", "a second", "CPU us", "user", "system"], lines)
+                    lines.append([case, name, f"{row['per_s']:,.0f}", *costs, steal_text(row)])
+                what = f"requests of one token a second, {case}"
+                floor = found.get(FLOOR, {}).get("per_s")
+                self.out.add(at_least(what, found[OURS]["per_s"], target, floor=floor))
+        heads = ["request", "server", "a second", "CPU us", "user", "system", "steal"]
+        self.out.table(heads, lines)
 
     def long(self) -> None:
         """A chat of a thousand tokens: from the bytes of its body to ids, in this process."""
@@ -172,18 +168,29 @@ class Bench:
     def burst(self) -> None:
         """64 chats of a thousand tokens at once, 2 ms ticks."""
         words = ["--dataset", "random", "--input-len", "1000"]
-        with self.server(tick_us=TICK_US) as server:
-            self.loads.bench(server, 64, 20, words)  # warm: every code path, not these prompts
-            reports = [
-                self.loads.bench(server, 64, 20, [*words, "--seed", str(seed + 1)])
-                for seed in range(self.options.rounds)
-            ]
-        p50, p99 = (
-            statistics.median(report[f"{name}_ttft_ms"] for report in reports)
-            for name in ("median", "p99")
-        )
-        self.out.text(f"TTFT p50 {p50:.1f} ms, p99 {p99:.1f} ms.")
-        self.out.add(at_most("burst of 64 chats of 1,000 tokens: TTFT p50", p50, 12, " ms", 1))
+        seeds = itertools.count()
+
+        def run_of(server: Server) -> Row:
+            report = self.loads.bench(server, 64, 20, [*words, "--seed", str(next(seeds))])
+            return {"p50": report["median_ttft_ms"], "p99": report["p99_ttft_ms"]}
+
+        with ExitStack() as stack:
+            servers = {
+                name: stack.enter_context(self.server(name, TICK_US, paced=False))
+                for name in self.with_floor
+            }
+            for server in servers.values():
+                run_of(server)  # warm: every code path, not these prompts
+            taken = self.rounds.take({name: partial(run_of, s) for name, s in servers.items()})
+        found = {name: median(several) for name, several in taken.items()}
+        heads = ["server", "TTFT p50 ms", "p99 ms", "steal"]
+        lines = [
+            [name, f"{row['p50']:.1f}", f"{row['p99']:.1f}", steal_text(row)]
+            for name, row in found.items()
+        ]
+        self.out.table(heads, lines)
+        what, floor = "burst of 64 chats of 1,000 tokens: TTFT p50", found.get(FLOOR, {})
+        self.out.add(at_most(what, found[OURS]["p50"], 12, " ms", 1, floor.get("p50")))
 
     def idle(self) -> None:
         """Memory of idle connections, of the second half of them: the first fills what was free."""
@@ -231,65 +238,50 @@ class Bench:
 
     # Parts
 
+    @property
+    def with_floor(self) -> list[str]:
+        """This server, and the floor where it can be built."""
+        return [OURS, *(name for name in self.peers if name == FLOOR)]
+
+    def _requests(self, server: Server, path: str, fields: dict[str, Any]) -> Row:
+        return self.loads.requests(server, self.options.requests, path, fields)
+
     def _streams(
         self, names: Sequence[str], n: int, num_tokens: int, tick_us: int = 0
     ) -> dict[str, Row]:
         """Runs of n streams, in turns; prints the medians and returns them by server."""
-        rows: dict[str, list[Row]] = {name: [] for name in names}
+        cases: dict[str, Callable[[], Row]] = {}
         with ExitStack() as stack:
-            servers = {
-                name: stack.enter_context(self.server(name, tick_us, paced=not tick_us))
-                for name in names
-            }
-            for server in servers.values():
+            for name in names:
+                server = stack.enter_context(self.server(name, tick_us, paced=not tick_us))
                 self.loads.bench(server, n, 20)
-            for _ in range(self.options.rounds):
-                for name, server in servers.items():
-                    num = PEER_TOKENS if name.startswith("fastapi") else num_tokens
-                    rows[name].append(self.loads.streams(server, n, num // n))
-        found = {name: median(several) for name, several in rows.items()}
-        floor = found["floor"]["cpu_us"] if "floor" in found else 0.0
+                num = PEER_TOKENS if name.startswith("fastapi") else num_tokens
+                cases[name] = partial(self.loads.streams, server, n, num // n)
+            taken = self.rounds.take(cases)
+        found = {name: median(several) for name, several in taken.items()}
+        floor = sum(row["cpu_us"] for name, row in found.items() if name.startswith(FLOOR))
         lines = []
         for name, row in found.items():
             costs = [f"{row[key]:.2f}" for key in ("cpu_us", "user_us", "system_us")]
             ratio = f"{row['cpu_us'] / floor:.2f}" if floor else ""
             keys = ("merged", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "client_us")
-            rest = [f"{row[key]:.2f}" for key in keys]
+            rest = [*(f"{row[key]:.2f}" for key in keys), steal_text(row)]
             lines.append([name, str(n), f"{row['per_s']:,.0f}", *costs, ratio, *rest])
         self.out.table(STREAM_HEADS, lines)
         return found
 
 
-SECTIONS: tuple[Callable[[Bench], None], ...] = (
-    Bench.stream, Bench.ticks, Bench.lag, Bench.requests, Bench.long, Bench.burst, Bench.idle,
-    Bench.many, Bench.cache,
+SECTIONS: tuple[Callable[[Front], None], ...] = (
+    Front.stream, Front.ticks, Front.lag, Front.requests, Front.long, Front.burst, Front.idle,
+    Front.many, Front.cache,
 )  # fmt: skip
 
 
 def main() -> None:
-    names = [section.__name__ for section in SECTIONS]
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("sections", nargs="*", choices=[[], *names], default=[])
-    parser.add_argument("--requests", type=int, default=20_000, help="of each case, not streamed")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--server-cpu", type=int, default=0)
-    parser.add_argument("--client-cpu", type=int, default=min(1, (os.cpu_count() or 1) - 1))
+    parser = make_parser(__doc__, [section.__name__ for section in SECTIONS])
+    parser.add_argument("--requests", type=int, default=50_000, help="of each case, not streamed")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="a page with marks for it")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-front-") as folder:
-        bench = Bench(options, Path(folder))
-        for section in SECTIONS:
-            if not options.sections or section.__name__ in options.sections:
-                bench.out.text((section.__doc__ or "").partition("\n")[0])
-                section(bench)
-    bench.out.text("Beside the targets:")
-    bench.out.summary()
-    if options.markdown is not None:
-        bench.out.write_into(options.markdown, "bench_front.py")
+    run(parser, Front, SECTIONS)
 
 
 if __name__ == "__main__":

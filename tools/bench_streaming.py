@@ -14,7 +14,6 @@ CPU is that of the server's processes without the engine's, and of the engine's,
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "front"))
 
-from front_servers import TOKENIZER, cpu_of  # noqa: E402
+from front_servers import cpu_of, end, unpack_tokenizer  # noqa: E402
 
 PROMPT = (
     "the quick brown fox jumps over the lazy dog while a small server streams tokens to many "
@@ -96,11 +95,8 @@ def model_folder(config: Path, folder: Path) -> Path:
     if config.is_dir():
         return config
     model = folder / config.stem
-    model.mkdir()
+    unpack_tokenizer(model)
     shutil.copy(config, model / "config.json")
-    text = gzip.decompress((TOKENIZER / "tokenizer.json.gz").read_bytes())
-    (model / "tokenizer.json").write_bytes(text)
-    shutil.copy(TOKENIZER / "tokenizer_config.json", model)
     return model
 
 
@@ -129,12 +125,7 @@ def started(model: Path, folder: Path, options: argparse.Namespace, *more: str) 
         server.keep_off(options.client_cpu)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def load(server: Server, clients: int, rounds: int, options: argparse.Namespace) -> dict[str, Any]:

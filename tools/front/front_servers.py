@@ -19,9 +19,11 @@ HERE = Path(__file__).parent
 TOKENIZER = HERE.parents[1] / "tests" / "data" / "qwen3-tokenizer"
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 15.0
 OURS = "minisgl_fast"
+FLOOR = "floor"  # the bare writer in C
+FLOOR_MERGED, NUM_MERGED = "floor-8", 8  # the same, of that many events a write
 MAX_STREAMS = 16_384  # at once; the server's own limit is lower
-PEERS = ("floor", "fastapi-vllm", "fastapi-sglang")
 
 
 @dataclass
@@ -72,7 +74,7 @@ def cpu_of(pid: int) -> Cpu:
 
 def available_peers() -> list[str]:
     """Those that this machine can run."""
-    found = ["floor"] if shutil.which("gcc") else []
+    found = [FLOOR] if shutil.which("gcc") else []
     if all(importlib.util.find_spec(name) for name in ("fastapi", "uvicorn")):
         found += ["fastapi-vllm", "fastapi-sglang"]
     return found
@@ -107,9 +109,10 @@ def started(
             with _ours(folder, server_cpu, client_cpu, tick_us, credit_name, small) as (port, pid):
                 yield Server(name, port, pid, credit)
             return
-        if name == "floor":
+        if name in (FLOOR, FLOOR_MERGED):
             command = [str(compiled("floor", folder)), str(port_file), str(server_cpu)]
-            command += [str(tick_us), credit_name, "1"]
+            num_merged = 1 if name == FLOOR else NUM_MERGED
+            command += [str(tick_us * num_merged), credit_name, str(num_merged)]
         else:
             command = [sys.executable, str(HERE / "fastapi_app.py"), name.partition("-")[2]]
             command += [str(port_file), str(server_cpu), str(tick_us)]
@@ -134,10 +137,7 @@ def _ours(
     """``minisgl-fast --fake-engine`` with Qwen3's tokenizer; its engine on the client's core."""
     model = folder / "qwen3"
     if not model.exists():
-        model.mkdir()
-        text = gzip.decompress((TOKENIZER / "tokenizer.json.gz").read_bytes())
-        (model / "tokenizer.json").write_bytes(text)
-        shutil.copy(TOKENIZER / "tokenizer_config.json", model)
+        unpack_tokenizer(model)
     command = [sys.executable, "-m", "minisgl_fast", "--fake-engine"]
     if not small:
         command += ["--model", str(model)]
@@ -165,12 +165,25 @@ def _ours(
                 os.sched_setaffinity(int(child), {client_cpu})
         yield port, process.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
+
+
+def unpack_tokenizer(folder: Path) -> None:
+    """Make a model folder with Qwen3's tokenizer."""
+    folder.mkdir()
+    text = gzip.decompress((TOKENIZER / "tokenizer.json.gz").read_bytes())
+    (folder / "tokenizer.json").write_bytes(text)
+    shutil.copy(TOKENIZER / "tokenizer_config.json", folder)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ask a server to end, and make it."""
+    process.terminate()
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_until_quiet(pid: int) -> None:
