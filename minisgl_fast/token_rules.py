@@ -1,6 +1,7 @@
-"""Which tokens a request may draw at all: vLLM's ``allowed_token_ids`` and ``bad_words``.
+"""Which tokens a request may draw: ``allowed_token_ids``, ``bad_words``, ``thinking_token_budget``.
 
-    {"allowed": base64 of the bits of the ids that may come, "words": [[id, ...], ...]}\n
+    {"allowed": base64 of the bits of the ids that may come, "words": [[id, ...], ...],
+     "thinking": [budget, start, is_open, [end, ...]]}\n
 
 in front of the text of a grammar, which may be empty: ``TokenRules.before`` writes it, ``split``
 reads it, engine/ruled_grammar.py obeys it.
@@ -12,8 +13,22 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _START = b'{"allowed": '
+
+
+class ThinkingBudget(NamedTuple):
+    """A reasoning of at most ``budget`` tokens, its first and last mark not counted.
+
+    start    token that begins it, -1 for none; ``is_open``: it has begun before the first token
+    ends     tokens that end it; the first is the one to end it with
+    """
+
+    budget: int
+    start: int
+    is_open: bool
+    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +37,13 @@ class TokenRules:
 
     allowed: bytes | None
     words: tuple[tuple[int, ...], ...]
+    thinking: ThinkingBudget | None = None
 
     def before(self, grammar: bytes) -> bytes:
         """The rules as the engine reads them, and behind them the grammar."""
         allowed = None if self.allowed is None else base64.b64encode(self.allowed).decode()
-        return json.dumps({"allowed": allowed, "words": self.words}).encode() + b"\n" + grammar
+        head = {"allowed": allowed, "words": self.words, "thinking": self.thinking}
+        return json.dumps(head).encode() + b"\n" + grammar
 
 
 def split(text: bytes) -> tuple[TokenRules | None, bytes]:
@@ -36,7 +53,11 @@ def split(text: bytes) -> tuple[TokenRules | None, bytes]:
     head, _, grammar = text.partition(b"\n")
     fields = json.loads(head)
     allowed = None if fields["allowed"] is None else base64.b64decode(fields["allowed"])
-    return TokenRules(allowed, tuple(map(tuple, fields["words"]))), grammar
+    thinking = None
+    if fields["thinking"] is not None:
+        budget, start, is_open, ends = fields["thinking"]
+        thinking = ThinkingBudget(budget, start, is_open, tuple(ends))
+    return TokenRules(allowed, tuple(map(tuple, fields["words"])), thinking), grammar
 
 
 def bits_of(ids: Sequence[int], num_ids: int) -> bytes:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_tiny_model.py"
 
@@ -16,4 +17,13 @@ def make_tiny_model(folder: Path, *arguments: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(TOOL), str(folder), *arguments])
         runpy.run_path(str(TOOL), run_name="__main__")
+    return folder
+
+
+def add_marks(folder: Path, *marks: str, special: bool = False) -> Path:
+    """Give the tokenizer these texts as tokens of their own, from the first id without a text."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = [AddedToken(mark, special=special, normalized=False) for mark in marks]
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(tokens)
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder

@@ -16,6 +16,7 @@ from minisgl_fast.api.extras import Extras
 from minisgl_fast.api.openai_request import ChatRequest
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.task import Task
+from minisgl_fast.api.token_rules import ThinkingForm
 from minisgl_fast.errors import RequestError
 from minisgl_fast.parsers.select import Formats
 from minisgl_fast.server.exchange import Exchange
@@ -42,7 +43,7 @@ class ChatCall:
 
 
 class Chat:
-    """Runs chat requests."""
+    """Runs chat requests. ``bounds_thinking``: a thinking_token_budget can be kept."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -52,6 +53,8 @@ class Chat:
         )
         self._formats = formats
         self._outputs = ChatOutputs(formats, frontend.tokenizer)
+        self._thinking = ThinkingForm(formats, frontend.tokenizer)
+        self.bounds_thinking = not self._thinking.why_not
         found = {"tools": formats.tools, "thinking": formats.reasoning}
         self.capabilities = [name for name, form in found.items() if form is not None]
 
@@ -89,6 +92,14 @@ class Chat:
         prompt = self.render(body, messages)
         output = self._outputs.choose(body, prompt, call.form)
         grammar = chat_grammar(body, self._formats, pipeline.tokenizer, prompt)
+        thinking = None
+        if body.thinking_token_budget is not None:
+            thinking = self._thinking.budget(
+                body.thinking_token_budget,
+                prompt,
+                has_tools=bool(body.offered_tools),
+                param="thinking_token_budget",
+            )
         if output is not None and self._outputs.keeps_special:
             params = replace(params, skip_special_tokens=False)
         pipeline.start(
@@ -113,6 +124,7 @@ class Chat:
                 extras=call.extras,
                 logprobs=body.logprob_options,
                 logprobs_param=body.logprobs_param,
+                thinking=thinking,
             )
         )
 

@@ -52,7 +52,7 @@ class Messages:
         received = pipeline.admit(request)
         asked, fields = parse_body(request.body, MessagesRequest)
         check_messages(asked, fields)
-        body, messages = check_chat(chat_fields(asked))
+        body, messages = check_chat(chat_fields(asked, bounds_thinking=self._chat.bounds_thinking))
         form = MessagesFormat(request.request_id, pipeline.model_name, asked.max_tokens)
         call = ChatCall(MESSAGES, request, exchange, received, form, cuts_to_context=True)
         self._chat.start(call, body, messages)

@@ -3,8 +3,9 @@
 Rules: what the model cannot have (images, server tools) is refused by name. A tool's result is a
 message of role ``tool`` with the name of the tool, thinking of earlier turns is the message's
 ``reasoning_content``, and a last message of the assistant is continued. ``thinking`` turns a
-model's reasoning on or off where its template can; a budget is checked and is no limit, as for
-Anthropic itself. ``cache_control``, ``metadata`` and ``service_tier`` ask for nothing here.
+model's reasoning on or off where its template can; its budget is a limit where a token ends the
+model's reasoning, and only checked elsewhere. ``cache_control``, ``metadata`` and ``service_tier``
+ask for nothing here.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class CountRequest(msgspec.Struct, kw_only=True):
     thinking: Annotated[
         Thinking | None,
         doc(
-            "Turns the reasoning on or off where the template can; "
-            "the budget is checked, and no limit."
+            "Turns the reasoning on or off where the template can. `budget_tokens` ends a "
+            "reasoning that a single token ends; of other models it is only checked."
         ),
     ] = None
     output_config: Annotated[
@@ -133,8 +134,9 @@ def check_messages(request: CountRequest, fields: Body) -> None:
             raise RequestError(f"{name} must be less than max_tokens.", param=name)
 
 
-def chat_fields(request: CountRequest) -> Body:
-    """The body of the chat request that asks for the same."""
+def chat_fields(request: CountRequest, *, bounds_thinking: bool = False) -> Body:
+    """The body of the chat request that asks for the same. ``bounds_thinking``: the model can
+    keep a budget of its reasoning."""
     fields: Body = {"model": request.model, "messages": _messages(request)}
     if isinstance(request, MessagesRequest):
         fields |= {
@@ -156,6 +158,8 @@ def chat_fields(request: CountRequest) -> Body:
         fields["parallel_tool_calls"] = choice.disable_parallel_tool_use is not True
     if request.thinking is not None and request.thinking.type != "adaptive":
         fields["reasoning"] = {"enabled": request.thinking.type == "enabled"}
+        if bounds_thinking and request.thinking.type == "enabled":
+            fields["thinking_token_budget"] = request.thinking.budget_tokens
     config = request.output_config
     if config is not None and config.effort is not None:
         fields["reasoning_effort"] = config.effort

@@ -65,7 +65,12 @@ class OpenAI:
         logprobs = None
         if body.logprobs:
             as_ids = bool(body.return_tokens_as_token_ids)
-            logprobs = ChatLogprobs(self._pipeline.tokenizer, body.top_logprobs or 0, as_ids=as_ids)
+            logprobs = ChatLogprobs(
+                self._pipeline.tokenizer,
+                body.top_logprobs or 0,
+                as_ids=as_ids,
+                ids=body.logprob_token_ids or (),
+            )
         head = self._head(request, body)
         form = ChatFormat(head, extras, echo, logprobs, self._prompt_logprobs(body))
         call = ChatCall(CHAT, request, exchange, received, form, extras=extras)
@@ -101,7 +106,12 @@ class OpenAI:
         listed = None
         if body.num_listed >= 0:
             as_ids = bool(body.return_tokens_as_token_ids)
-            listed = CompletionLogprobs(pipeline.tokenizer, body.num_listed, as_ids=as_ids)
+            listed = CompletionLogprobs(
+                pipeline.tokenizer,
+                body.num_listed,
+                as_ids=as_ids,
+                ids=body.logprob_token_ids or (),
+            )
         pipeline.start(
             Task(
                 route=COMPLETIONS,

@@ -3,12 +3,13 @@
 Rules: -inf, which JSON does not have, is -9999.0. A token's ``bytes`` are its own, whole or not as
 characters; its text is those bytes as UTF-8, with U+FFFD where they are not. In completions the
 token itself is always among the largest listed, and of several tokens with the same text the
-likeliest is.
+likeliest is. Tokens that were asked for by id are listed behind the largest; in a chat behind the
+token itself, where no largest are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -23,11 +24,20 @@ NULL = b"null"
 class _Names:
     """How tokens are called: by their text, or with ``as_ids`` as vLLM's ``token_id:5``."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int, *, as_ids: bool = False) -> None:
-        """``num_top``: how many of the largest are listed."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        num_top: int,
+        *,
+        as_ids: bool = False,
+        ids: Sequence[int] = (),
+    ) -> None:
+        """``num_top``: how many of the largest are listed. ``ids``: those asked for by id, whose
+        values are a token's ``of_ids``."""
         self._tokenizer = tokenizer
         self._num_top = num_top
         self._as_ids = as_ids
+        self._ids = ids
 
     def _text(self, token: int) -> str:
         if self._as_ids:
@@ -46,10 +56,20 @@ class ChatLogprobs(_Names):
         return [
             {
                 **self._entry(token.token, token.logprob),
-                "top_logprobs": [self._entry(*pair) for pair in token.top[: self._num_top]],
+                "top_logprobs": [self._entry(*pair) for pair in self._listed(token)],
             }
             for token in tokens
         ]
+
+    def _listed(self, token: TokenLogprobs) -> Iterable[tuple[int, float | None]]:
+        top = token.top[: self._num_top]
+        if not self._ids:
+            return top
+        listed: dict[int, float | None] = {}
+        listed.update(top or [(token.token, token.logprob)])
+        for one, value in zip(self._ids, token.of_ids, strict=True):
+            listed.setdefault(one, value)
+        return listed.items()
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
         return {
@@ -77,7 +97,10 @@ class CompletionLogprobs(_Names):
         if token.logprob is None:
             return None
         top: dict[str, float | None] = {}
+        by_id = zip(self._ids, token.of_ids, strict=True) if self._ids else ()
         for one, value in (*token.top[: self._num_top], (token.token, token.logprob)):
+            top.setdefault(self._text(one), finite(value))
+        for one, value in sorted(by_id, key=lambda pair: -pair[1]):
             top.setdefault(self._text(one), finite(value))
         return top
 

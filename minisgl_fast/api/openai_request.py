@@ -26,6 +26,7 @@ from minisgl_fast.api.refused import check_refused, unsupported
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
 from minisgl_fast.api.sampling_params import check_common, check_num_top
 from minisgl_fast.errors import RequestError
+from minisgl_fast.params import MAX_INT32
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 1024
@@ -106,6 +107,15 @@ class ChatRequest(SamplingFields, kw_only=True):
         doc("`none` turns thinking off; any other is a variable of the template."),
     ] = None
     reasoning: Annotated[ReasoningOptions | None, doc("The same, in OpenRouter's form.")] = None
+    thinking_token_budget: Annotated[
+        int | None,
+        doc(
+            "Most tokens of reasoning, the marks around it not counted: then its end comes, and "
+            "the answer. -1: no limit. For models whose reasoning ends with one token.",
+            minimum=-1,
+            maximum=MAX_INT32,
+        ),
+    ] = None
     verbosity: Annotated[
         Literal["low", "medium", "high"] | None, doc("A variable of the template.")
     ] = None
@@ -230,6 +240,7 @@ def check_chat(fields: Body) -> tuple[ChatRequest, list[dict[str, Any]]]:
             raise RequestError(
                 "top_logprobs can only be given when logprobs is true.", param="top_logprobs"
             )
+    _check_logprob_ids(request, has_logprobs=bool(request.logprobs))
     try:
         check_tools(request.tools, request.tool_choice)
         request.tools, request.tool_choice = allowed_tools(request.tools, request.tool_choice)
@@ -277,9 +288,16 @@ def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     prompts = read_prompts(request.prompt, param="prompt")
     _check_best_of(request)
     check_num_top("logprobs", request.logprobs or 0)
+    _check_logprob_ids(request, has_logprobs=request.num_listed >= 0)
     if request.max_tokens == 0 and not request.echo:
         raise RequestError("max_tokens must be at least 1 unless echo is true.", param="max_tokens")
     return request, prompts
+
+
+def _check_logprob_ids(request: SamplingFields, *, has_logprobs: bool) -> None:
+    if request.logprob_token_ids and not has_logprobs:
+        name = "logprob_token_ids"
+        raise RequestError(f"{name} can only be given with logprobs.", param=name)
 
 
 def _check_best_of(request: CompletionRequest) -> None:
@@ -302,8 +320,8 @@ def parse_generate(body: bytes) -> GenerateRequest:
     check_common(request)
     if request.num_choices != 1:
         raise RequestError("n must be 1 on this route.", param="n")
-    for name in ("logprobs", "prompt_logprobs"):
-        if fields.get(name) not in (None, False):
+    for name in ("logprobs", "prompt_logprobs", "logprob_token_ids"):
+        if fields.get(name) not in (None, False, []):
             raise unsupported(name, "/generate with text, SGLang's form, has return_logprob")
     return request
 

@@ -27,7 +27,11 @@ from minisgl_fast.api.grammar_text import RequestGrammar
 from minisgl_fast.api.logprobs import NO_LOGPROBS, check_num_values
 from minisgl_fast.api.openai_request import Prompt
 from minisgl_fast.api.sampling_fields import SamplingFields
-from minisgl_fast.api.sampling_params import check_token_ids, sampling_params
+from minisgl_fast.api.sampling_params import (
+    check_logprob_ids,
+    check_token_ids,
+    sampling_params,
+)
 from minisgl_fast.api.session import Session
 from minisgl_fast.api.task import Ids, Task
 from minisgl_fast.api.token_rules import banned_words, token_rules
@@ -111,7 +115,9 @@ class Pipeline:
                 banned = banned_words(body.bad_words, self.tokenizer)
                 single = tuple(sorted(word[0] for word in banned if len(word) == 1))
                 params = replace(params, banned_token_ids=single)
-            check_token_ids(params, self.frontend.check_ready().vocab_size)
+            vocab_size = self.frontend.check_ready().vocab_size
+            check_token_ids(params, vocab_size)
+            check_logprob_ids(body.logprob_token_ids or (), vocab_size)
             if key is not None:
                 if len(self._params) >= MAX_KEPT_PARAMS:
                     self._params.clear()
@@ -340,7 +346,7 @@ class Pipeline:
             check_num_values(num_values * task.body.num_generated, param=task.logprobs_param)
         if task.grammar is not None:
             task.grammar_param = task.grammar.param
-        rules = token_rules(task.body, self.tokenizer, vocab_size)
+        rules = token_rules(task.body, self.tokenizer, vocab_size, task.thinking)
         if rules is not None:
             frontend.grammars(rules[1])
             task.checked = rules[0].before(task.checked)

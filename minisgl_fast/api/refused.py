@@ -19,7 +19,6 @@ _NO_IMAGES = "it serves text alone"
 _SCHEMA = "response_format and structured_outputs say it"
 
 REFUSED: dict[str, Refusal] = {
-    "logprob_token_ids": Refusal("/v1/score scores tokens by id"),
     "return_logprob": Refusal("logprobs asks for them", (False,)),
     "return_hidden_states": Refusal("hidden states are not kept", (False,)),
     "return_meta_info": Refusal("/generate has meta_info", (False,)),
@@ -32,7 +31,6 @@ REFUSED: dict[str, Refusal] = {
     "guided_regex": Refusal(_SCHEMA),
     "guided_choice": Refusal(_SCHEMA),
     "guided_grammar": Refusal(_SCHEMA),
-    "thinking_token_budget": Refusal("reasoning ends by itself or by max_tokens"),
     "modalities": Refusal(_NO_IMAGES, (["text"],)),
     "audio": Refusal(_NO_IMAGES),
     "mm_processor_kwargs": Refusal(_NO_IMAGES, ({},)),
@@ -63,6 +61,7 @@ REFUSED_OUTSIDE_CHAT: dict[str, Refusal] = {
     "tool_choice": Refusal(_CHAT_ONLY, ("none", "auto")),
     "reasoning": Refusal(_CHAT_ONLY),
     "reasoning_effort": Refusal(_CHAT_ONLY),
+    "thinking_token_budget": Refusal(_CHAT_ONLY, (-1,)),
     "separate_reasoning": Refusal(_CHAT_ONLY, (False,)),
     "include_reasoning": Refusal(_CHAT_ONLY, (False,)),
     "continue_final_message": Refusal(_CHAT_ONLY, (False,)),

@@ -11,7 +11,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from minisgl_fast.api.body import doc
-from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS, NO_LOGPROBS, LogprobOptions
+from minisgl_fast.api.logprobs import (
+    MAX_LOGPROB_IDS,
+    MAX_TOP_LOGPROBS,
+    NO_LOGPROBS,
+    LogprobOptions,
+)
 from minisgl_fast.params import (
     MAX_BANNED_TOKEN_IDS,
     MAX_INT32,
@@ -167,6 +172,14 @@ class SamplingFields(msgspec.Struct, kw_only=True):
             maximum=MAX_TOP_LOGPROBS,
         ),
     ] = None
+    logprob_token_ids: Annotated[
+        list[int] | None,
+        doc(
+            "With `logprobs`: list these tokens at every position, behind the likeliest that are "
+            "asked for, or else behind the token that came.",
+            maxItems=MAX_LOGPROB_IDS,
+        ),
+    ] = None
     return_tokens_as_token_ids: Annotated[
         bool | None, doc("Call tokens `token_id:5` where log-probabilities are listed.")
     ] = None
@@ -236,11 +249,12 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     def logprobs_with(self, num_top: int, *, of_prompt: bool = False) -> LogprobOptions:
         """What the engine is asked for where ``num_top`` are listed behind each token (-1: there
         is no list), ``of_prompt`` behind those of the prompt too; and for ``prompt_logprobs``."""
+        ids = tuple(self.logprob_token_ids or ())
         if self.prompt_logprobs is not None:
-            return LogprobOptions(max(num_top, self.prompt_logprobs), prompt_from=0)
+            return LogprobOptions(max(num_top, self.prompt_logprobs), prompt_from=0, ids=ids)
         if num_top < 0:
             return NO_LOGPROBS
-        return LogprobOptions(num_top, prompt_from=0 if of_prompt else -1)
+        return LogprobOptions(num_top, prompt_from=0 if of_prompt else -1, ids=ids)
 
     @property
     def include_usage(self) -> bool:

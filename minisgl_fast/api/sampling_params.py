@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from minisgl_fast.api.logprobs import MAX_TOP_LOGPROBS
+from minisgl_fast.api.logprobs import MAX_LOGPROB_IDS, MAX_TOP_LOGPROBS
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
 from minisgl_fast.errors import RequestError
 from minisgl_fast.params import MAX_INT32, SamplingDefaults, SamplingParams
@@ -89,6 +90,17 @@ def check_common(request: SamplingFields) -> None:
             raise RequestError(
                 f"{name} must have 1 to 128 printable ASCII characters and no blanks.", param=name
             )
+
+
+def check_logprob_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """RequestError if ``logprob_token_ids`` are too many or outside the vocabulary."""
+    name = "logprob_token_ids"
+    if len(ids) > MAX_LOGPROB_IDS:
+        raise RequestError(
+            f"{name} must hold at most {MAX_LOGPROB_IDS} ids, got {len(ids)}.", param=name
+        )
+    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise RequestError(f"{name} must hold token ids in [0, {vocab_size - 1}].", param=name)
 
 
 def check_num_top(name: str, num_top: int) -> None:

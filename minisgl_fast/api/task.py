@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minisgl_fast.params import SamplingParams
     from minisgl_fast.server.exchange import Exchange
     from minisgl_fast.server.http_rules import HttpRequest
+    from minisgl_fast.token_rules import ThinkingBudget
 
 Ids: TypeAlias = Sequence[int]
 GENERATE = int(EngineTask.GENERATE)
@@ -36,7 +37,8 @@ class Task:
     the engine does. ``param`` names the prompt's field. ``output`` makes what takes the text of a
     choice apart, None where all of it is content; ``extras`` are those that the format writes.
     ``grammar`` binds every choice, once ``checked`` has its text for the engine;
-    ``grammar_param`` names the field at fault where an answer cannot go on.
+    ``grammar_param`` names the field at fault where an answer cannot go on. ``thinking`` bounds
+    the reasoning of every choice.
     """
 
     route: str
@@ -60,6 +62,7 @@ class Task:
     grammar: RequestGrammar | None = None
     checked: bytes = b""
     grammar_param: str | None = None
+    thinking: ThinkingBudget | None = None
 
     def engine_options(self) -> dict[str, Any]:
         """What the engine is told beside the prompt and the parameters, which most often is

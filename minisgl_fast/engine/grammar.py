@@ -124,6 +124,7 @@ class Grammars:
         self._matcher = LLMatcher
         self._tokenizer = make_tokenizer(vocabulary, eos_ids)
         self._limits = limits()
+        self._vocabulary = vocabulary
         self._num_ids = len(vocabulary)
         self._num_mask_bytes = -(-len(vocabulary) // 32) * 4
         self._cache: OrderedDict[bytes, LLMatcher] = OrderedDict()
@@ -174,17 +175,22 @@ class Grammars:
     def _ruled(self, rules: TokenRules, text: bytes) -> Future[Grammar | None]:
         future: Future[Grammar | None] = Future()
         if not text:
-            future.set_result(RuledGrammar(rules, None, self._num_ids))
+            future.set_result(self._with_rules(rules, None))
             return future
 
         def finish(inner: Future[Grammar | None]) -> None:
             grammar = None if inner.exception() is not None else inner.result()
-            future.set_result(
-                None if grammar is None else RuledGrammar(rules, grammar, self._num_ids)
-            )
+            future.set_result(None if grammar is None else self._with_rules(rules, grammar))
 
         self.compile(text).add_done_callback(finish)
         return future
+
+    def _with_rules(self, rules: TokenRules, grammar: Grammar | None) -> RuledGrammar:
+        return RuledGrammar(rules, grammar, self._num_ids, self._is_blank)
+
+    def _is_blank(self, token: int) -> bool:
+        text = self._vocabulary.tokens[token] if token < self._num_ids else b""
+        return bool(text) and text.isspace()
 
     def _compile(self, text: bytes) -> Grammar | None:
         start = self._matcher(self._tokenizer, text.decode(), log_level=0, limits=self._limits)

@@ -431,3 +431,17 @@ def test_missing_arguments_are_empty_and_empty_calls_are_left_out():
     assert template.render([{"role": "assistant", "content": "x", "tool_calls": []}]) == "False"
     template = ChatTemplate({"default": "{{ messages[0].reasoning_content }}"})
     assert template.render([{"role": "assistant", "reasoning": "r"}]) == "r"
+
+
+@pytest.mark.parametrize(
+    ("parser", "why"), [("none", "not told of a reasoning"), ("gpt-oss", "no single token")]
+)
+def test_a_budget_that_nothing_can_keep_is_refused(serve, parser, why):
+    server = serve(reasoning_parser=parser)
+    body = {"messages": MESSAGES, "thinking_token_budget": 5}
+    status, _, data = request(server, "POST", CHAT, body)
+    error = json.loads(data)["error"]
+    assert (status, error["param"]) == (400, "thinking_token_budget")
+    assert why in error["message"]
+    body["thinking_token_budget"] = -1
+    assert request(server, "POST", CHAT, body)[0] == 200

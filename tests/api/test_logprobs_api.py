@@ -299,6 +299,68 @@ def test_completion_fields_out_of_range_are_refused(server, post, fields, param)
 # vLLM's fields
 
 
+def listed_by_id(server, position, token, ids, num_top):
+    """Chat's top_logprobs: the likeliest, or else the token itself, and those asked for."""
+    likeliest = top_of(position, num_top) or [(token, logprob_of(position, token))]
+    pairs = dict(likeliest) | {
+        one: logprob_of(position, one) for one in ids if one not in dict(likeliest)
+    }
+    return [{**entry(server, 0, one), "logprob": value} for one, value in pairs.items()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("num_top", [0, 3])
+def test_a_chat_lists_the_tokens_that_are_asked_for_by_id(server, chat, num_top, stream):
+    ids = [9, 1000, 5, 9]
+    choices = chat(
+        logprobs=True, top_logprobs=num_top, logprob_token_ids=ids, seed=3, stream=stream
+    )
+    found = [event[2] for event in choices if event[2]] if stream else [choices[0]["logprobs"]]
+    entries = [entry for one in found for entry in one["content"]]
+    first, tokens = num_prompt_of(server), tokens_of(server, 3)
+    assert [one["top_logprobs"] for one in entries] == [
+        listed_by_id(server, first + i, token, ids, num_top) for i, token in enumerate(tokens)
+    ]
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("num_top", [0, 3])
+def test_a_completion_lists_the_tokens_that_are_asked_for_by_id(server, complete, num_top, echo):
+    ids = [9, 1000, 5]
+    (choice,) = complete(
+        logprobs=num_top, logprob_token_ids=ids, seed=2, max_tokens=9, echo=echo,
+        return_tokens_as_token_ids=True,
+    )  # fmt: skip
+    prompt = server.frontend.tokenizer.encode(PROMPT)
+    tokens = [*prompt, *tokens_of(server, 2)[:9]]
+    expected = []
+    for position, token in enumerate(tokens):
+        pairs = dict([*top_of(position, num_top), (token, logprob_of(position, token))])
+        pairs |= {one: logprob_of(position, one) for one in ids}
+        expected.append({f"token_id:{one}": value for one, value in pairs.items()})
+    expected = [None, *expected[1:]] if echo else expected[len(prompt) :]
+    assert choice["logprobs"]["top_logprobs"] == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"logprob_token_ids": [1]}, {"logprobs": 1, "logprob_token_ids": [-1]},
+     {"logprobs": 1, "logprob_token_ids": [10**6]},
+     {"logprobs": 1, "logprob_token_ids": [1] * 1025},
+     {"logprobs": 1, "logprob_token_ids": ["1"]}],
+)  # fmt: skip
+def test_ids_without_logprobs_or_out_of_range_are_refused(server, post, fields):
+    num_added = len(server.engine.added)
+    for path, body in (
+        ("completions", {"prompt": "x", **fields}),
+        ("chat/completions", {"messages": MESSAGES, **fields, "logprobs": "logprobs" in fields}),
+    ):
+        response = post(path, **body, stream=True)
+        param = response.json()["error"]["param"]
+        assert response.status_code == 400 and param.startswith("logprob_token_ids")
+    assert len(server.engine.added) == num_added
+
+
 def prompt_entries(server, prompt, num_top, *, name=None):
     """What prompt_logprobs has to say: the fake engine's top tokens rank first."""
     decode = server.frontend.tokenizer.token_bytes

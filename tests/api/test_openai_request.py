@@ -162,9 +162,7 @@ def test_a_temperature_too_small_for_float32_is_greedy():
 
 
 REFUSED = [
-    ("logprob_token_ids", [1]),
     ("functions", [{"name": "f"}]),
-    ("thinking_token_budget", 5),
     ("modalities", ["text", "audio"]),
     ("return_meta_info", True),
     ("suffix", "x"),

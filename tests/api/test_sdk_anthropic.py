@@ -7,6 +7,8 @@ import pytest
 from fake_engine import ANSWER, MODEL, FinishReason, eventually
 from test_api_errors import request
 
+from minisgl_fast.token_rules import ThinkingBudget, TokenRules, split
+
 MESSAGES = [{"role": "user", "content": "What is the weather?"}]
 TOOLS = [
     {
@@ -217,6 +219,20 @@ def test_thinking_can_be_turned_off_and_tools_hidden(client, last_prompt):
     )
     assert last_prompt().endswith("<|im_start|>assistant\n")
     assert "get_weather" not in last_prompt()
+
+
+@pytest.mark.parametrize(("parser", "is_kept"), [("qwen3", True), ("gpt-oss", False)])
+def test_a_thinking_budget_is_a_limit_where_a_token_ends_the_thinking(
+    serve, tokenizer, parser, is_kept
+):
+    server = serve(reasoning_parser=parser)
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        client.messages.create(**{**ASK, "max_tokens": 2000}, thinking=thinking)
+    rules, _ = split(server.engine.added[-1].grammar)
+    start, end = (tokenizer.encode(mark)[0] for mark in ("<think>", "</think>"))
+    expected = TokenRules(None, (), ThinkingBudget(1024, start, False, (end,)))
+    assert rules == (expected if is_kept else None)
 
 
 def test_one_call_alone_can_be_asked_for(client, say):

@@ -1,5 +1,5 @@
-"""allowed_token_ids and bad_words in the engine, against their definition and the model's own top
-tokens, which the answer's log-probabilities tell."""
+"""allowed_token_ids, bad_words and thinking_token_budget in the engine, against their
+definition and the model's own top tokens, which the answer's log-probabilities tell."""
 
 import random
 
@@ -14,7 +14,7 @@ from minisgl_fast.engine.ruled_grammar import RuledGrammar
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import silent
 from minisgl_fast.text.tokenizer import Tokenizer
-from minisgl_fast.token_rules import TokenRules, bits_of, split
+from minisgl_fast.token_rules import ThinkingBudget, TokenRules, bits_of, split
 from minisgl_fast.wire import FinishReason
 
 EOS = 258
@@ -65,6 +65,8 @@ def test_rules_stand_before_a_grammar_and_come_back():
     assert split(rules.before(DIGITS)) == (rules, DIGITS)
     assert split(TokenRules(None, ()).before(b"")) == (TokenRules(None, ()), b"")
     assert split(DIGITS) == (None, DIGITS)
+    thinking = TokenRules(None, (), ThinkingBudget(7, 3, False, (4, 5)))
+    assert split(thinking.before(b"")) == (thinking, b"")
 
 
 def test_a_greedy_answer_takes_the_likeliest_token_that_no_word_bans(driver):
@@ -129,3 +131,64 @@ def test_masks_are_the_definition_for_any_words():
             assert found == ((expected - set(avoided)) or expected)
             before.append(generator.randrange(4))
             assert grammar.advance(before[-1])
+
+
+# A budget of reasoning: bytes stand for the marks
+
+START, END, CALL = b"<"[0], b">"[0], b"["[0]
+
+
+def spent(before, budget, is_open):
+    """Whether the end of the reasoning has to come behind these tokens, by the budget's words."""
+    if not is_open:
+        while before and before[0] in b" \n":
+            before = before[1:]
+        if before[:1] != [START]:
+            return False
+        before = before[1:]
+    elif before[:1] == [START]:
+        before = before[1:]
+    return END not in before and CALL not in before and len(before) >= budget
+
+
+def test_a_reasoning_has_no_more_tokens_than_its_budget():
+    generator = random.Random(1)
+    ids = b"<>[ ab"
+    num_spent = 0
+    for _ in range(600):
+        is_open, budget = generator.random() < 0.5, generator.randrange(6)
+        rule = ThinkingBudget(budget, START, is_open, (END, CALL))
+        grammar = RuledGrammar(TokenRules(None, (), rule), None, 256, lambda t: bytes([t]) == b" ")
+        before = []
+        for _ in range(10):
+            data = memoryview(bytearray(32))
+            grammar.fill_mask(MaskRow(0, data), [])
+            found = {i for i in range(256) if data[i >> 3] >> (i & 7) & 1}
+            assert found == ({END} if spent(before, budget, is_open) else set(range(256)))
+            num_spent += len(found) == 1
+            before.append(generator.choice([i for i in ids if i in found]))
+            assert grammar.advance(before[-1])
+    assert num_spent > 100
+
+
+@pytest.mark.parametrize("budget", [0, 1, 9, 39])
+def test_a_budget_is_spent_to_the_token_and_then_the_end_comes(driver, tokenizer, budget):
+    (end,) = tokenizer.encode("~")
+    rules = TokenRules(None, (), ThinkingBudget(budget, -1, True, (end,)))
+    bias = {end: -100.0}  # it would not come by itself
+    params = SamplingParams(temperature=1.0, ignore_eos=True, logit_bias=bias)
+    for seed in range(5):
+        tokens = ask(driver, rules, seed=seed, params=params).tokens
+        assert (tokens.index(end), len(tokens)) == (budget, 40)
+        assert tokens.count(end) == 1  # what follows is free
+
+
+def test_an_end_that_a_grammar_does_not_allow_yet_comes_when_it_does(driver, tokenizer):
+    (end,) = tokenizer.encode("4")
+    grammar = b'%llguidance {"no_forcing": true}\nstart: /([a-c]{3}4?){5}/'
+    rules = TokenRules(None, (), ThinkingBudget(4, -1, True, (end,)))
+    params = SamplingParams(temperature=1.0, logit_bias={end: -100.0})
+    result = ask(driver, rules, grammar, params=params)
+    text = tokenizer.decode(result.tokens[:-1])
+    assert result.reason == FinishReason.EOS
+    assert text.index("4") == 6 and text.count("4") == 1
