@@ -17,6 +17,7 @@ from minisgl_fast.api.openai_request import check_chat
 from minisgl_fast.api.pipeline import Pipeline
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.task import Ids
+from minisgl_fast.server.error_shapes import name_request
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 
@@ -48,7 +49,7 @@ class Messages:
 
     def create(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline
-        _name_request(request)
+        name_request(request)
         received = pipeline.admit(request)
         asked, fields = parse_body(request.body, MessagesRequest)
         check_messages(asked, fields)
@@ -59,7 +60,7 @@ class Messages:
 
     def count_tokens(self, request: HttpRequest, exchange: Exchange) -> None:
         pipeline = self._pipeline
-        _name_request(request)
+        name_request(request)
         pipeline.admit(request)
         asked, fields = parse_body(request.body, CountRequest)
         check_messages(asked, fields)
@@ -72,8 +73,3 @@ class Messages:
 
         prompt = self._chat.render(body, messages)
         pipeline.encode(request, exchange, [prompt], answer, add_special_tokens=False)
-
-
-def _name_request(request: HttpRequest) -> None:
-    """Every answer has the request's id by the name of Anthropic's header, too."""
-    request.extra_head += b"request-id: %b\r\n" % request.request_id.encode("ascii")

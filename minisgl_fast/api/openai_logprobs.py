@@ -65,8 +65,8 @@ class ChatLogprobs(_Names):
         top = token.top[: self._num_top]
         if not self._ids:
             return top
-        listed: dict[int, float | None] = {}
-        listed.update(top or [(token.token, token.logprob)])
+        listed: dict[int, float | None] = {} if top else {token.token: token.logprob}
+        listed.update(top)
         for one, value in zip(self._ids, token.of_ids, strict=True):
             listed.setdefault(one, value)
         return listed.items()

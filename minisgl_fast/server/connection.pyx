@@ -23,7 +23,12 @@ from minisgl_fast.server.exchange cimport Exchange
 from minisgl_fast.server.http_request cimport HttpRequest
 
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestTimeoutError
-from minisgl_fast.server.http_rules import ChunkedBody, body_too_large, check_partial_head
+from minisgl_fast.server.http_rules import (
+    ChunkedBody,
+    body_too_large,
+    check_partial_head,
+    unread_request,
+)
 
 log = logging.getLogger("minisgl_fast.http")
 
@@ -217,8 +222,8 @@ cdef class HttpConnection:
             self._scanned = len(data)
             return False
         self._scanned = 0
-        self._input = data[end:]
         request = self._request = server.heads.parse(data[:end])
+        self._input = data[end:]
         self._refusal = server.refusal(request)
         if self._refusal is None and request.content_length > server.limits.max_body:  # rule 5
             raise body_too_large(server.limits)
@@ -326,7 +331,7 @@ cdef class HttpConnection:
         """Answer what cannot be read any further, and close."""
         cdef HttpRequest request
         self._count_refusal(error)
-        request = self._request or HttpRequest("GET", "*")
+        request = self._request or unread_request(self._input)
         request.keep_alive = False
         self._request = None
         self._release_body()

@@ -14,6 +14,7 @@ import orjson
 
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.errors_json import error_body
+from minisgl_fast.server.http_request import HttpRequest
 
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
@@ -66,6 +67,15 @@ def shaped_error(error: MinisglError, request_id: str, path: str) -> bytes:
     if path.startswith(RESPONSES):
         return error_body(responses_error(error), request_id)
     return error_body(error, request_id)
+
+
+def name_request(request: HttpRequest) -> None:
+    """On Anthropic's routes every answer has the request's id by the name of Anthropic's header,
+    too."""
+    if request.path.startswith(MESSAGES):
+        line = b"request-id: %b\r\n" % request.request_id.encode("ascii")
+        if line not in request.extra_head:
+            request.extra_head += line
 
 
 def messages_error(error: MinisglError, request_id: str) -> bytes:

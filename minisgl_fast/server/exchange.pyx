@@ -20,7 +20,7 @@ from libcpp.string cimport string, to_string
 from minisgl_fast.server.http_request cimport HttpRequest
 from minisgl_fast.server.string_bytes cimport append, to_bytes
 
-from minisgl_fast.server.error_shapes import shaped_error
+from minisgl_fast.server.error_shapes import name_request, shaped_error
 from minisgl_fast.server.errors_json import error_headers
 
 JSON = b"application/json"
@@ -111,6 +111,7 @@ cdef class Exchange:
         if self._state == STREAMING:
             self.abort()
             return
+        name_request(self.request)
         body = shaped_error(error, self.request.request_id, self.request.path)
         self.respond(error.http_status, body, JSON, (*error_headers(error), *headers))
 

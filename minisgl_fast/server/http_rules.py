@@ -154,6 +154,14 @@ def parse_head(head: bytes, limits: HttpLimits) -> HttpRequest:
     return request
 
 
+def unread_request(data: bytes) -> HttpRequest:
+    """What stands for a request whose head was no good, so that the error has the shape of its
+    path, where the request line tells one."""
+    line = _REQUEST_LINE.match(data)
+    path = line[2].decode("ascii").partition("?")[0] if line is not None else ""
+    return HttpRequest("GET", path if path.startswith("/") else "*")
+
+
 def _parse_fields(head: bytes) -> _HeadFields:
     fields = _HeadFields()
     try:
