@@ -78,9 +78,9 @@ def test_other_paths_keep_their_own_shape(guarded):
 
 
 def test_the_sdk_knows_the_id_of_a_request_without_a_key(guarded):
-    with anthropic.Anthropic(base_url=guarded.url, api_key="none", max_retries=0) as client:
-        with pytest.raises(anthropic.AuthenticationError) as caught:
-            client.messages.create(model=MODEL, max_tokens=9, messages=[])
+    client = anthropic.Anthropic(base_url=guarded.url, api_key="none", max_retries=0)
+    with client, pytest.raises(anthropic.AuthenticationError) as caught:
+        client.messages.create(model=MODEL, max_tokens=9, messages=[])
     assert caught.value.request_id == caught.value.body["request_id"]
 
 
