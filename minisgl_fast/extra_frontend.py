@@ -32,8 +32,8 @@ from typing import Any
 
 import uvloop
 
-from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import Config
+from minisgl_fast.frontend_channel import FrontendChannel
 from minisgl_fast.server.peers import ASK, REPLY
 from minisgl_fast.service import Service, load_text, raise_open_file_limit, spawn
 

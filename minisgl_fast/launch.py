@@ -29,9 +29,9 @@ from pathlib import Path
 import uvloop
 
 from minisgl_fast.bench.fake_model import FAKE_TEXT
-from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import FAKE_MODEL, Config
 from minisgl_fast.extra_frontend import LAST_WORDS_S, ExtraFrontend
+from minisgl_fast.frontend_channel import FrontendChannel
 from minisgl_fast.hub import resolve_model
 from minisgl_fast.progress import ConsoleProgress
 from minisgl_fast.server.access import is_loopback

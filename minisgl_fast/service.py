@@ -27,9 +27,9 @@ import orjson
 
 from minisgl_fast.api.app import Api
 from minisgl_fast.bench.fake_model import write_fake_model
-from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import FAKE_MODEL, Config
 from minisgl_fast.errors import ConfigError, OverloadedError
+from minisgl_fast.frontend_channel import FrontendChannel
 from minisgl_fast.model.config import GenerationConfig
 from minisgl_fast.server.access import Access
 from minisgl_fast.server.frontend import Frontend

@@ -15,8 +15,8 @@ import uvloop
 from fake_engine import ANSWER, EOS, MODEL, FakeEngine
 
 from minisgl_fast.api.app import Api
-from minisgl_fast.channel import FrontendChannel
 from minisgl_fast.config import Config
+from minisgl_fast.frontend_channel import FrontendChannel
 from minisgl_fast.server.access import Access
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.http import HttpServer

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from minisgl_fast.channel import FrontendChannel
+from minisgl_fast.frontend_channel import FrontendChannel
 from minisgl_fast.wire import (
     AddFlag,
     FinishReason,

@@ -6,14 +6,10 @@ import socket
 
 import pytest
 
-from minisgl_fast.channel import (
-    MAX_FRAME_BYTES,
-    EngineChannel,
-    FrameReader,
-    FrontendChannel,
-    wait_for_any,
-)
+from minisgl_fast.channel import EngineChannel, wait_for_any
 from minisgl_fast.errors import EngineError
+from minisgl_fast.frames import MAX_FRAME_BYTES, FrameReader
+from minisgl_fast.frontend_channel import FrontendChannel
 from minisgl_fast.wire import FrameKind, frame
 
 FRAMES = [(1, b""), (18, b"x"), (2, bytes(range(256)) * 5), (19, b"{}")]
@@ -35,6 +31,30 @@ def test_frames_survive_random_pieces() -> None:
             got += reader.feed(rest[:size])
             rest = rest[size:]
         assert got == FRAMES * 3
+
+
+def test_frames_of_every_size_survive_every_way_to_cut_them() -> None:
+    generator = random.Random(2)
+    for _ in range(300):
+        frames = [
+            (generator.randrange(256), generator.randbytes(generator.choice((0, 1, 7, 300, 5000))))
+            for _ in range(generator.randint(1, 12))
+        ]
+        rest = b"".join(frame(kind, payload) for kind, payload in frames)
+        reader, got = FrameReader(), []
+        largest = generator.choice((1, 3, 40, 2000, len(rest)))
+        while rest:
+            size = generator.randint(1, largest)
+            got += reader.feed(rest[:size])
+            rest = rest[size:]
+        assert got == frames
+
+
+def test_a_bad_length_behind_good_frames_ends_the_channel() -> None:
+    reader = FrameReader()
+    assert reader.feed(STREAM + b"\0\0") == FRAMES
+    with pytest.raises(EngineError):
+        reader.feed(b"\0\0\1")
 
 
 @pytest.mark.parametrize("length", [0, MAX_FRAME_BYTES + 1])
@@ -107,3 +127,67 @@ def test_the_frontend_end_gets_whole_frames_and_one_close() -> None:
     assert got == [(FrameKind.READY, b"{}"), (FrameKind.STEP, b"tokens")]
     assert closed == 1
     assert received == [(FrameKind.ADD, b"prompt")]
+
+
+class Transport:
+    """What a channel writes to."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.is_closed
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def _written(steps: list[list[tuple[int, bytes]]], *, close: bool = False) -> list[bytes]:
+    """The writes of a channel that sends the frames of a step in one turn of the loop."""
+
+    async def scenario() -> list[bytes]:
+        channel = FrontendChannel(lambda kind, payload: None, lambda: None)
+        transport = Transport()
+        channel.connection_made(transport)
+        for frames in steps:
+            for kind, payload in frames:
+                channel.send(kind, payload)
+            if not close:
+                await asyncio.sleep(0)
+        channel.close()
+        return transport.written
+
+    return asyncio.run(scenario())
+
+
+def test_what_is_sent_in_one_turn_leaves_in_one_write_and_in_order() -> None:
+    turns = [
+        [(FrameKind.ADD, b"one"), (FrameKind.ADD, b"two"), (FrameKind.ABORT, b"aaaa")],
+        [(FrameKind.ADD, b"three")],
+    ]
+    assert _written(turns) == [b"".join(frame(*sent) for sent in turn) for turn in turns]
+
+
+def test_a_long_frame_waits_for_no_turn_and_overtakes_nothing() -> None:
+    short, long, after = (FrameKind.ADD, b"a"), (FrameKind.ADD, bytes(4000)), (FrameKind.ABORT, b"")
+    writes = _written([[short, long, after]])
+    assert writes == [frame(*short) + frame(*long), frame(*after)]
+
+
+def test_closing_loses_no_frame() -> None:
+    assert _written([[(FrameKind.ABORT, b"abcd")]], close=True) == [frame(FrameKind.ABORT, b"abcd")]
+
+
+def test_random_frames_arrive_in_the_order_they_were_sent() -> None:
+    generator = random.Random(3)
+    turns = [
+        [
+            (generator.choice((FrameKind.ADD, FrameKind.ABORT)), generator.randbytes(size))
+            for size in (generator.choice((0, 4, 120, 2500)) for _ in range(generator.randrange(9)))
+        ]
+        for _ in range(50)
+    ]
+    frames = FrameReader().feed(b"".join(_written(turns)))
+    assert frames == [sent for turn in turns for sent in turn]

@@ -15,8 +15,8 @@ from tiny_folder import make_tiny_model
 from minisgl_fast import cli
 from minisgl_fast.bench.fake_model import FAKE_TEXT, write_fake_model
 from minisgl_fast.bench.vocabulary import WORDS
-from minisgl_fast.channel import FrameReader
 from minisgl_fast.engine.fake import Lane
+from minisgl_fast.frames import FrameReader
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import FinishReason, FrameKind, Task, frame, pack_add, unpack_step

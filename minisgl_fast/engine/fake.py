@@ -84,8 +84,8 @@ class Lane:
                 self._remove(int.from_bytes(payload, "little"))
             elif kind == FrameKind.FLUSH:
                 self.channel.send(FrameKind.FLUSHED, payload + bytes((not len(self),)))
-            if self._waits:
-                self._set_buffer()
+        if self._waits:
+            self._set_buffer()
         if self.channel.has_unsent:
             self.channel.flush()
 

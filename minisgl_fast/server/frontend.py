@@ -59,7 +59,7 @@ ADD, STEP = int(FrameKind.ADD), int(FrameKind.STEP)
 
 
 class Channel(Protocol):
-    """What the frontend needs of channel.FrontendChannel."""
+    """What the frontend needs of frontend_channel.FrontendChannel."""
 
     def send(self, kind: int, payload: bytes) -> None: ...
     def close(self) -> None: ...

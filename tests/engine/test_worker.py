@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from minisgl_fast.channel import FrameReader
 from minisgl_fast.config import Config
+from minisgl_fast.frames import FrameReader
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.wire import FinishReason, FrameKind, frame, pack_add, unpack_step
 
