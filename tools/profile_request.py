@@ -168,7 +168,7 @@ class Bench:
         self.frontend.on_frame(FrameKind.READY, json.dumps(facts).encode())
         rules = access.Access.load(config)
         handler = rules.guard(Api(config, self.frontend))
-        self.server = http.HttpServer(handler, HttpLimits(), rules.admit)
+        self.server = http.HttpServer(handler, HttpLimits(max_turn_s=60.0), rules.admit)
         self.server.start(asyncio.get_running_loop())
         self.transports = [Transport() for _ in range(num)]
         self.connections = []

@@ -1,16 +1,17 @@
 """C view of a connection; see connection.pyx."""
 
-from minisgl_fast.server.exchange cimport Exchange
+from minisgl_fast.server.exchange cimport Carrier, Exchange
+from minisgl_fast.server.head_cache cimport Known
 from minisgl_fast.server.http_request cimport HttpRequest
 
 
-cdef class HttpConnection:
-    cdef readonly object server
+cdef class HttpConnection(Carrier):
     cdef readonly Exchange exchange   # the answer under way, or None
     cdef readonly double deadline     # of the present state, by the loop's clock
     cdef readonly object _transport
     cdef bytes _input                 # bytes that arrived and belong to nothing yet
     cdef Py_ssize_t _scanned          # how much of it has been searched for the end of a head
+    cdef Known _known                 # what the last head was, if the server remembers it
     cdef HttpRequest _request         # its body is being read
     cdef object _refusal              # what to answer it with once its body is read
     cdef object _body                 # bytes, bytearray or ChunkedBody
@@ -21,9 +22,14 @@ cdef class HttpConnection:
     cdef bint _closing
     cdef bint _read_paused
     cdef bint _write_paused
+    cdef bint _is_waiting             # for the next turn of the loop, to take a request
+    cdef int _socket                  # to send answers on past the transport, or -1
 
     cdef int _run(self) except -1
+    cdef bint _has_turn(self) except -1
     cdef bint _read_head(self) except -1
+    cdef Py_ssize_t _parse_head(self, bytes data) except -1
+    cdef int _judge(self) except -1
     cdef int _start_body(self, HttpRequest request) except -1
     cdef bint _read_body(self) except -1
     cdef int _dispatch(self, bytes body) except -1

@@ -13,14 +13,19 @@ Rules:
   time for the client to read the answer (closing with unread input would reset the connection).
 - No timer per connection or request: a state sets ``deadline`` and the server's sweep looks at it.
 - While the client does not read its answers, no further request is parsed.
-- ``send`` is the only place where answers reach the transport; ``descriptor`` lets the token loop
-  send past it while the transport has nothing unsent.
+- ``send`` is the only place where answers leave, on the socket itself while the transport has
+  nothing unsent; ``descriptor`` lets the token loop do the same.
+- A head is taken only while this turn of the loop has time for it (http_state.pyx).
 """
 
 import logging
 
-from minisgl_fast.server.exchange cimport Exchange
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+
+from minisgl_fast.server.exchange cimport Exchange, start_exchange
+from minisgl_fast.server.head_cache cimport Known
 from minisgl_fast.server.http_request cimport HttpRequest
+from minisgl_fast.server.http_state cimport HttpState
 
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestTimeoutError
 from minisgl_fast.server.http_rules import (
@@ -31,6 +36,14 @@ from minisgl_fast.server.http_rules import (
 )
 
 log = logging.getLogger("minisgl_fast.http")
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t c_send "send"(int descriptor, const void *data, size_t size, int flags)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *where, size_t size, const void *what, size_t what_size)
 
 cdef double NEVER = float("inf")
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -43,16 +56,17 @@ cdef enum:
 cdef class HttpConnection:
     """One client connection: an asyncio.Protocol in all but its base."""
 
-    def __init__(self, server not None):
+    def __init__(self, HttpState server not None):
         self.server = server
         self.deadline = NEVER
+        self._socket = -1
         self._input = b""
         self._body = b""
 
     # What the transport calls.
 
     def connection_made(self, transport):
-        server = self.server
+        cdef HttpState server = self.server
         self._transport = transport
         server.connections.add(self)
         if server.num_connections > server.limits.max_connections:
@@ -63,7 +77,8 @@ cdef class HttpConnection:
         # unwritten and is merged. TLS always holds some bytes back.
         high_water = 0 if self._is_plain() else server.limits.tls_high_water
         self._transport.set_write_buffer_limits(high=high_water)
-        self.deadline = server.now() + server.limits.keep_alive_timeout_s
+        self._socket = self.descriptor()
+        self.deadline = server.now() + server.keep_alive_timeout_s
 
     def data_received(self, bytes data not None):
         if self._closing:
@@ -77,11 +92,13 @@ cdef class HttpConnection:
         if exchange is not None:
             self._end_exchange()
             exchange.client_gone()
+        self._socket = -1
         self.deadline = self.server.now() + self.server.limits.client_stall_timeout_s
         return False  # the transport writes what it still has, then closes
 
     def connection_lost(self, error):
         self._closing = True
+        self._socket = -1
         self.server.connections.discard(self)
         self._release_body()
         self._input = b""
@@ -103,7 +120,7 @@ cdef class HttpConnection:
             return
         exchange = self.exchange
         if exchange is None:
-            self.deadline = self.server.now() + self.server.limits.keep_alive_timeout_s
+            self.deadline = self.server.now() + self.server.keep_alive_timeout_s
             if not self._running:
                 self._run()
             return
@@ -114,38 +131,58 @@ cdef class HttpConnection:
 
     # What the exchange calls.
 
-    def send(self, bytes data not None):
-        """Hand bytes of an answer to the transport: the seam of the hot path."""
-        self._transport.write(data)
+    cdef int send(self, bytes data) except -1:
+        """Hand bytes of an answer to the socket, and what it does not take to the transport."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        cdef Py_ssize_t num_sent
+        if self._socket >= 0 and not self._write_paused:
+            num_sent = c_send(
+                self._socket, PyBytes_AS_STRING(data), <size_t>size, MSG_DONTWAIT | MSG_NOSIGNAL
+            )
+            if num_sent == size:
+                return 0
+            if num_sent > 0:
+                data = data[num_sent:]
+        self._transport.write(data)  # a socket that is full, or broken: the transport sees which
+        return 0
 
-    def descriptor(self):
+    cdef int descriptor(self) except? -1:
         """The socket under the transport, -1 where its bytes are not plain (TLS)."""
         sock = self._transport.get_extra_info("socket")
         return sock.fileno() if sock is not None and self._is_plain() else -1
 
-    def exchange_done(self, bint keep_alive):
+    cdef int exchange_done(self, bint keep_alive) except -1:
         """The answer is complete: go on with the next request, or close."""
         self._end_exchange()
-        server = self.server
+        cdef HttpState server = self.server
         if not keep_alive or server.draining:
             self._close_after_answer()
-            return
+            return 0
         if not self._write_paused:
-            self.deadline = server.now() + server.limits.keep_alive_timeout_s
+            self.deadline = server.now() + server.keep_alive_timeout_s
         if not self._running:
             self._run()
+        return 0
 
-    def check_backlog(self):
+    cdef int check_backlog(self) except -1:
         """Cut off a client that does not read, when too much waits for it."""
         if self._transport.get_write_buffer_size() > self.server.limits.max_write_backlog:
             self._stalled()
+        return 0
 
-    def cut(self):
+    cdef int cut(self) except -1:
         """Drop the connection of an aborted exchange."""
         self._end_exchange()
         self.drop()
+        return 0
 
     # What the server calls.
+
+    def go_on(self):
+        """The loop has time again for the request that waits."""
+        self._is_waiting = False
+        if not self._running and not self._closing:
+            self._run()
 
     def close_if_idle(self):
         """Close a connection that is between two requests."""
@@ -155,6 +192,7 @@ cdef class HttpConnection:
     def drop(self):
         """Close now, without writing what is left; an exchange under way learns of it."""
         self._closing = True
+        self._socket = -1
         self._transport.abort()
 
     def expire(self):
@@ -191,7 +229,10 @@ cdef class HttpConnection:
                 and not self._write_paused
                 and not self._closing
             ):
-                progress = self._read_head() if self._request is None else self._read_body()
+                if self._request is not None:
+                    progress = self._read_body()
+                else:
+                    progress = self._has_turn() and self._read_head()
                 if not progress:
                     break
         except MinisglError as error:
@@ -204,46 +245,98 @@ cdef class HttpConnection:
         self._control_reading()
         return 0
 
+    cdef bint _has_turn(self) except -1:
+        """Whether the loop has time for another request now; if not, it will come back."""
+        if self._is_waiting:
+            return False
+        if not self.server.has_time():
+            self._is_waiting = True
+            self.server.wait_for_turn(self)
+            return False
+        return True
+
     cdef bint _read_head(self) except -1:
         """Parse one head from the input. False: it is not complete yet."""
+        cdef HttpState server = self.server
         cdef HttpRequest request
-        cdef Py_ssize_t end, length
+        cdef Py_ssize_t end, left, length
         cdef bytes data = self._input
-        server = self.server
-        if not self._scanned:
+        cdef bytes body
+        if not self._scanned and PyBytes_AS_STRING(data)[0] <= c"\r":
             data = self._input = data.lstrip(b"\r\n")  # RFC 9112 2.2: empty lines before a request
             if not data:
                 return False
-        end = data.find(b"\r\n\r\n", max(self._scanned - 3, 0)) + 4
-        if end < 4:
-            check_partial_head(data, server.limits)
-            if not self._scanned:
-                self.deadline = server.now() + server.limits.header_timeout_s
-            self._scanned = len(data)
+        end = self._parse_head(data)
+        if end == 0:
             return False
-        self._scanned = 0
-        request = self._request = server.heads.parse(data[:end])
-        self._input = data[end:]
-        self._refusal = server.refusal(request)
-        if self._refusal is None and request.content_length > server.limits.max_body:  # rule 5
-            raise body_too_large(server.limits)
+        self._judge()
+        request = self._request
         length = request.content_length
+        if self._refusal is None and length > server.max_body:  # rule 5
+            raise body_too_large(server.limits)
+        left = PyBytes_GET_SIZE(data) - end
+        body = PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + end, left) if left else b""
         if length == 0:
+            self._input = body
             self._dispatch(b"")
         elif (  # as most requests come
-            length == len(self._input)
+            length == left
             and self._refusal is None
-            and server.num_buffered_body_bytes <= server.limits.max_buffered_bodies
+            and server.num_buffered_body_bytes <= server.max_buffered_bodies
         ):
-            body, self._input = self._input, b""
+            self._input = b""
             self._dispatch(body)
         else:
+            self._input = body
             self._start_body(request)
         return True
 
+    cdef Py_ssize_t _parse_head(self, bytes data) except -1:
+        """Make a request of the head at the start of ``data``; its bytes, 0 if it is not whole."""
+        cdef const char *start = PyBytes_AS_STRING(data)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        cdef Py_ssize_t end = 0
+        cdef Py_ssize_t length, skipped
+        cdef const char *found
+        if self._known is not None:
+            end = self._known.match(start, size, &length)
+            if end:
+                self._scanned = 0
+                self._request = self._known.request(length)
+                return end
+        skipped = max(self._scanned - 3, 0)
+        found = <const char *>memmem(start + skipped, <size_t>(size - skipped), b"\r\n\r\n", 4)
+        if found == NULL:
+            check_partial_head(data, self.server.limits)
+            if not self._scanned:
+                self.deadline = self.server.now() + self.server.limits.header_timeout_s
+            self._scanned = size
+            return 0
+        self._scanned = 0
+        end = found - start + 4
+        self._request = self.server.heads.parse(data[:end])
+        self._known = self.server.heads.last
+        return end
+
+    cdef int _judge(self) except -1:
+        """Whether the request is let in: a head that was let in before is not judged anew."""
+        cdef HttpRequest request = self._request
+        cdef HttpState server = self.server
+        cdef Known known = self._known
+        if known is not None and known.is_admitted and not server.draining:
+            request.is_admin = known.is_admin
+            request.extra_head = known.extra_head
+            return 0
+        self._refusal = server.refusal(request)
+        if self._refusal is None and known is not None:
+            known.is_admitted = True
+            known.is_admin = request.is_admin
+            known.extra_head = request.extra_head
+        return 0
+
     cdef int _start_body(self, HttpRequest request) except -1:
-        server = self.server
-        if server.num_buffered_body_bytes > server.limits.max_buffered_bodies:
+        cdef HttpState server = self.server
+        if server.num_buffered_body_bytes > server.max_buffered_bodies:
             self._refusal = self._refusal or OverloadedError("Too many request bodies under way.")
         if self._refusal is not None and (
             request.expects_continue or not 0 < request.content_length <= MAX_DROPPED_BODY
@@ -346,7 +439,7 @@ cdef class HttpConnection:
         return 0
 
     cdef Exchange _start_exchange(self, HttpRequest request):
-        cdef Exchange exchange = Exchange(self, request)
+        cdef Exchange exchange = start_exchange(self, request)
         self.exchange = exchange
         self.server.num_exchanges += 1
         return exchange
@@ -381,8 +474,8 @@ cdef class HttpConnection:
             return 0
         cdef bint too_much = (
             len(self._input) > 0
-            and (self.exchange is not None or self._write_paused)
-            and len(self._input) > self.server.limits.max_pipelined
+            and (self.exchange is not None or self._write_paused or self._is_waiting)
+            and len(self._input) > self.server.max_pipelined
         )
         if too_much != self._read_paused:
             self._read_paused = too_much
@@ -396,6 +489,7 @@ cdef class HttpConnection:
         """Close once everything is written."""
         limits = self.server.limits
         self._closing = True
+        self._socket = -1
         self._input = b""
         transport = self._transport
         # A client that does not read what is left is cut off by the sweep.

@@ -3,10 +3,22 @@
 from libcpp.string cimport string
 
 from minisgl_fast.server.http_request cimport HttpRequest
+from minisgl_fast.server.http_state cimport HttpState
+
+
+cdef class Carrier:
+    """What carries an answer to its client: a connection, as its exchange knows it."""
+    cdef readonly HttpState server
+
+    cdef int send(self, bytes data) except -1
+    cdef int descriptor(self) except? -1
+    cdef int check_backlog(self) except -1
+    cdef int exchange_done(self, bint keep_alive) except -1
+    cdef int cut(self) except -1
 
 
 cdef class Exchange:
-    cdef readonly object _connection
+    cdef readonly Carrier _connection
     cdef int _state
     cdef bint _chunked
     cdef bint _bodiless
@@ -23,3 +35,6 @@ cdef class Exchange:
     cdef int _append_head(
         self, string &out, int status, const string &framing, headers
     ) except -1
+
+
+cdef Exchange start_exchange(Carrier connection, HttpRequest request)

@@ -18,7 +18,7 @@ class Exchange:
     paused: bool
     names: Sequence[str | None]
     status: int
-    def __init__(self, connection: HttpConnection, request: HttpRequest) -> None: ...
+    _connection: HttpConnection
     @property
     def started(self) -> bool: ...
     @property

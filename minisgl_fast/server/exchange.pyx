@@ -14,10 +14,14 @@ past ``write``, on the socket that ``descriptor`` names.
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from cpython.bytes cimport PyBytes_GET_SIZE
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.string cimport memcpy
 from libcpp.string cimport string, to_string
 
 from minisgl_fast.server.http_request cimport HttpRequest
+from minisgl_fast.server.http_state cimport HttpState
 from minisgl_fast.server.string_bytes cimport append, to_bytes
 
 from minisgl_fast.server.error_shapes import name_request, shaped_error
@@ -42,6 +46,30 @@ cdef enum:
     CLOSED
 
 
+cdef class Carrier:
+
+    cdef int send(self, bytes data) except -1:
+        """Send bytes of an answer behind those before."""
+        raise TypeError("a Carrier must have send")
+
+    cdef int descriptor(self) except? -1:
+        """The socket that plain bytes may be sent on while nothing waits unsent, or -1."""
+        return -1
+
+    cdef int check_backlog(self) except -1:
+        """Too much may wait for a client that does not read: cut it off then."""
+        return 0
+
+    cdef int exchange_done(self, bint keep_alive) except -1:
+        """The answer is complete."""
+        raise TypeError("a Carrier must have exchange_done")
+
+    cdef int cut(self) except -1:
+        """The answer will never be complete."""
+        raise TypeError("a Carrier must have cut")
+
+
+@cython.freelist(64)
 cdef class Exchange:
     """One response under way. Made by the connection, used by a handler and what it hands it to.
 
@@ -53,16 +81,6 @@ cdef class Exchange:
     names          what the client calls the request in its body, for a handler that aborts it
     status         the status that was answered, 0 before
     """
-
-    def __init__(self, connection not None, HttpRequest request not None):
-        self._connection = connection
-        self._state = WAITING
-        self._chunked = not request.http_1_0
-        self._bodiless = request.method == "HEAD"
-        self._keep_alive = request.keep_alive
-        self._unsent_head = b""
-        self.request = request
-        self.names = ()
 
     @property
     def started(self):
@@ -85,19 +103,18 @@ cdef class Exchange:
         """Answer in one piece. For HEAD the body is left out, its length is not."""
         if not self._may(WAITING):
             return
-        cdef bytes data
         cdef string head
         cdef string framing
-        if status != 204 and status != 304:
+        cdef bytes data
+        cdef bint has_body = status != 204 and status != 304
+        if has_body:
             framing.append(b"content-type: ")
             append(framing, content_type)
             framing.append(b"\r\ncontent-length: ")
             framing.append(to_string(PyBytes_GET_SIZE(body)))
             framing.append(b"\r\n")
         self._append_head(head, status, framing, headers)
-        data = to_bytes(head)
-        if not (self._bodiless or framing.empty()):
-            data += body
+        data = joined(head, body) if has_body and not self._bodiless else to_bytes(head)
         self._state = DONE
         self.status = status
         self._connection.send(data)
@@ -222,14 +239,16 @@ cdef class Exchange:
     ) except -1:
         """The status line and header fields up to and with the empty line."""
         cdef HttpRequest request = self.request
-        server = self._connection.server
+        cdef HttpState server = self._connection.server
+        cdef Py_ssize_t size
+        cdef const char *request_id = PyUnicode_AsUTF8AndSize(request.request_id, &size)
         if server.draining:
             self._keep_alive = False
         append(out, _STATUS_LINES[status])
         append(out, server.date_line)
         out.append(framing)
         out.append(b"x-request-id: ")
-        append(out, request.request_id.encode("ascii"))
+        out.append(request_id, <size_t>size)
         out.append(b"\r\n")
         append(out, request.extra_head)
         if not self._keep_alive:
@@ -242,3 +261,25 @@ cdef class Exchange:
             append(out, b"%b: %b\r\n" % (name, value))
         out.append(b"\r\n")
         return 0
+
+
+cdef Exchange start_exchange(Carrier connection, HttpRequest request):
+    """The exchange of a request."""
+    cdef Exchange exchange = Exchange.__new__(Exchange)
+    exchange._connection = connection
+    exchange._state = WAITING
+    exchange._chunked = not request.http_1_0
+    exchange._bodiless = request.method == "HEAD"
+    exchange._keep_alive = request.keep_alive
+    exchange._unsent_head = b""
+    exchange.request = request
+    exchange.names = ()
+    return exchange
+
+
+cdef bytes joined(const string &head, bytes body):
+    cdef Py_ssize_t head_size = <Py_ssize_t>head.size()
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, head_size + PyBytes_GET_SIZE(body))
+    memcpy(PyBytes_AS_STRING(whole), head.data(), head.size())
+    memcpy(PyBytes_AS_STRING(whole) + head_size, PyBytes_AS_STRING(body), len(body))
+    return whole

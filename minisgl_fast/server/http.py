@@ -8,13 +8,15 @@ Rules:
 - A handler is called once per request, from the loop, and answers by its Exchange now or later.
 - Requests of one connection are answered in the order they came, one at a time.
 - ``admit`` runs when a head is complete, before its body is read and before ``100 Continue``.
-  It and the router see the same ``request.path``: this is the place for keys and origins.
+  It and the router see the same ``request.path``: this is the place for keys and origins. It judges
+  by the head alone: one that it has let in is let in again without asking, if it is remembered.
 - A client that closes, even one direction only, before its answer is complete is gone:
   ``on_disconnect`` is called at once.
 - One sweep a second keeps every timeout of every connection.
 
-Files: http_rules.py judges requests (no I/O), head_cache.pyx remembers heads, connection.pyx is the
-state machine of a connection, exchange.pyx makes the answers, router.py finds handlers.
+Files: http_rules.py judges requests (no I/O), head_cache.pyx remembers heads, http_state.pyx is
+what connections share, connection.pyx the state machine of one, exchange.pyx makes the answers,
+router.py finds handlers.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from email.utils import formatdate
 from minisgl_fast.errors import MinisglError, OverloadedError
 from minisgl_fast.server.connection import HttpConnection
 from minisgl_fast.server.exchange import EVENT_STREAM, JSON, Exchange
-from minisgl_fast.server.head_cache import HeadCache
 from minisgl_fast.server.http_rules import HttpLimits, HttpRequest
+from minisgl_fast.server.http_state import HttpState
 from minisgl_fast.server.router import Handler, Router
 
 __all__ = [
@@ -48,7 +50,7 @@ log = logging.getLogger("minisgl_fast.http")
 Admit = Callable[[HttpRequest], MinisglError | None]
 
 
-class HttpServer:
+class HttpServer(HttpState):
     """What all connections share: the handler, the limits, the sweep, and the counts for metrics.
 
     handler   called with every complete request; see ``Exchange`` for how it answers. An exception
@@ -60,16 +62,7 @@ class HttpServer:
     def __init__(
         self, handler: Handler, limits: HttpLimits | None = None, admit: Admit | None = None
     ) -> None:
-        self.handler = handler
-        self.limits = limits or HttpLimits()
-        self.admit = admit
-        self.heads = HeadCache(self.limits)
-        self.connections: set[HttpConnection] = set()
-        self.num_exchanges = 0
-        self.num_stalled = 0
-        self.num_buffered_body_bytes = 0
-        self.refusals: dict[int, int] = {}
-        self.draining = False
+        super().__init__(handler, limits or HttpLimits(), admit)
         self.date_line = _date_line()
         self._paths_open_in_drain: Container[str] = ()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,17 +75,13 @@ class HttpServer:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin the sweep that keeps every timeout. Once, before the first connection."""
+        self.use_loop(loop)
         self._loop = loop
         self._sweep_timer = loop.call_later(self.limits.sweep_interval_s, self._sweep)
 
     def connection(self) -> HttpConnection:
         """The protocol factory for ``loop.create_server``."""
         return HttpConnection(self)
-
-    def now(self) -> float:
-        """The loop's clock, in seconds."""
-        assert self._loop is not None, "HttpServer.start was not called"
-        return self._loop.time()
 
     def exchanges(self) -> list[Exchange]:
         """Every exchange that is not complete."""

@@ -2,9 +2,11 @@
 
 import os
 
+cimport cython
 from libc.stdint cimport uint64_t
 
 
+@cython.freelist(64)
 cdef class HttpRequest:
     """One request: what a handler reads.
 
@@ -29,15 +31,43 @@ cdef class HttpRequest:
         self.method = method
         self.path = path
         self.query = query
-        self.headers = {} if headers is None else headers
+        self._headers = {} if headers is None else headers
         self.body = body
         self.request_id = request_id or fresh_request_id()
         self.is_admin = True
         self.extra_head = b""
-        self.http_1_0 = False
         self.keep_alive = True
-        self.content_length = 0
-        self.expects_continue = False
+
+    @property
+    def headers(self):
+        if self._headers is None:
+            self._headers = self._shared.copy()
+            if self.content_length > 0:
+                self._headers[b"content-length"] = b"%d" % self.content_length
+        return self._headers
+
+    cpdef bytes field(self, bytes name):
+        """One of ``headers``, or None: cheaper where no other is looked at."""
+        if self._headers is None and name != b"content-length":
+            return self._shared.get(name)
+        return self.headers.get(name)
+
+
+cdef HttpRequest known_request(
+    str method, str path, str query, dict shared, Py_ssize_t content_length
+):
+    """A request by a head that came before; ``shared`` are its headers but for a length above 0."""
+    cdef HttpRequest request = HttpRequest.__new__(HttpRequest)
+    request.method = method
+    request.path = path
+    request.query = query
+    request._shared = shared
+    request.content_length = content_length
+    request.body = b""
+    request.request_id = fresh_request_id()
+    request.is_admin = True
+    request.extra_head = b""
+    return request
 
 
 cdef str _id_prefix = f"req-{os.urandom(6).hex()}-"

@@ -25,6 +25,7 @@ class Router:
     """
 
     def __init__(self, table: Mapping[tuple[str, str], Handler]) -> None:
+        self._whole = {key: handler for key, handler in table.items() if key[1][-2:] != "/*"}
         self._exact: dict[str, dict[str, Handler]] = {}
         self._prefixes: dict[str, dict[str, Handler]] = {}
         for (method, path), handler in table.items():
@@ -35,6 +36,9 @@ class Router:
 
     def find(self, request: HttpRequest) -> Handler:
         """The handler, or NotFoundError, or MethodNotAllowedError."""
+        found = self._whole.get((request.method, request.path))
+        if found is not None:  # as most requests ask
+            return found
         methods = self._exact.get(request.path)
         if methods is None:
             methods = self._find_prefix(request.path)

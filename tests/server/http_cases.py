@@ -70,7 +70,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeLoop:
-    """A clock that stands still until a test moves it; ``sweep`` runs the pending timer."""
+    """A clock that stands still until a test moves it, and every request a turn of its own."""
 
     def __init__(self) -> None:
         self.clock = 1000.0
@@ -82,6 +82,9 @@ class FakeLoop:
     def call_later(self, delay: float, callback):
         self.callback = callback
         return self
+
+    def call_soon(self, callback) -> None:
+        callback()
 
     def cancel(self) -> None:
         self.callback = None

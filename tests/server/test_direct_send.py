@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 from fake_engine import eventually
-from http_cases import FakeTransport
+from http_cases import FakeLoop, FakeTransport
 
 from minisgl_fast.server.deliver import Dispatcher
 from minisgl_fast.server.http import HttpServer
@@ -270,7 +270,7 @@ def test_only_a_plain_socket_is_written_past_its_transport(encrypted):
         exchanges.append(exchange)
 
     server = HttpServer(handler)
-    server.now = lambda: 0.0
+    server.start(FakeLoop())
     connection = server.connection()
     connection.connection_made(transport)
     connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
