@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>",
+           "<|return|>")  # fmt: skip
 TOOL = Path(__file__).parents[1] / "tools" / "make_tiny_model.py"
 
 
@@ -26,4 +29,15 @@ def add_marks(folder: Path, *marks: str, special: bool = False) -> Path:
     tokens = [AddedToken(mark, special=special, normalized=False) for mark in marks]
     (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(tokens)
     tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def make_harmony_model(folder: Path) -> Path:
+    """A tiny model with the marks of gpt-oss as special tokens, two of which end a text."""
+    add_marks(make_tiny_model(folder), *HARMONY, special=True)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = [tokenizer.token_to_id(mark) for mark in HARMONY[-2:]]
+    for name in ("config.json", "generation_config.json"):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
     return folder

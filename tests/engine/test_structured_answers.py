@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from grammar_driver import Formats, GrammarDriver, parsed
 from schemas import make_schema
-from tiny_folder import make_tiny_model
+from tiny_folder import make_harmony_model, make_tiny_model
 from tokenizers import decoders, models, pre_tokenizers
 
 CITY = {
@@ -139,22 +139,9 @@ def test_tokenizers_with_byte_fallback_are_bound_too(sentencepiece):
     assert found == {choice.strip() for choice in choices}
 
 
-HARMONY = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>",
-           "<|return|>")  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def harmony(tmp_path_factory):
-    """The tiny model with the marks of gpt-oss as special tokens, two of which end a text."""
-    folder = make_tiny_model(tmp_path_factory.mktemp("harmony") / "tiny")
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens([tokenizers.AddedToken(mark, special=True) for mark in HARMONY])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    path = folder / "generation_config.json"
-    ends = [tokenizer.token_to_id(mark) for mark in HARMONY[-2:]]
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
-    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": ends}
-    (folder / "config.json").write_text(json.dumps(config))
+    folder = make_harmony_model(tmp_path_factory.mktemp("harmony") / "tiny")
     driver = GrammarDriver(folder, max_running_requests=32)
     yield driver
     driver.close()
