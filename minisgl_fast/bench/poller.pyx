@@ -49,7 +49,7 @@ cdef enum:
 cdef class Poller:
     cdef:
         object _epoll
-        dict _watched
+        list _watched  # by descriptor: (reader, connection), or None
         int _descriptor
         vector[char] _buffer
         epoll_event _ready[MAX_READY]
@@ -57,20 +57,22 @@ cdef class Poller:
     def __init__(self):
         self._epoll = select.epoll()
         self._descriptor = self._epoll.fileno()
-        self._watched = {}
+        self._watched = []
         self._buffer.resize(BUFFER_BYTES)
 
     def fileno(self):
         return self._descriptor
 
     def watch(self, int descriptor, ResponseReader reader not None, connection):
+        if descriptor >= len(self._watched):
+            self._watched += [None] * (descriptor + 1 - len(self._watched))
         self._watched[descriptor] = (reader, connection)
         self._epoll.register(descriptor, select.EPOLLIN)
 
     def forget(self, int descriptor, connection):
-        watched = self._watched.get(descriptor)
+        watched = self._watched[descriptor]
         if watched is not None and watched[1] is connection:
-            del self._watched[descriptor]
+            self._watched[descriptor] = None
             try:
                 self._epoll.unregister(descriptor)
             except OSError:
@@ -82,7 +84,7 @@ cdef class Poller:
         with nogil:
             num_ready = epoll_wait(self._descriptor, self._ready, MAX_READY, 0)
         for i in range(num_ready):
-            watched = self._watched.get(self._ready[i].data.fd)
+            watched = self._watched[self._ready[i].data.fd]
             if watched is not None:
                 self._read(self._ready[i].data.fd, <ResponseReader>(<tuple>watched)[0], watched)
 

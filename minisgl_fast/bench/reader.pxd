@@ -24,6 +24,9 @@ cdef class ResponseReader:
         size_t _remaining
         string _frame
         string _line
+        bint _has_shape
+        string _before  # what the last event with text had before its text, up to the quote
+        string _behind  # and behind it, from the quote on
         string _usage
         string _error
         string _text
@@ -32,9 +35,17 @@ cdef class ResponseReader:
     cdef int take(self, const char *data, size_t size, double now) except -1
     cdef int _feed(self, const char *data, size_t size, double now) except -1
     cdef size_t _take_frame(self, const char *data, size_t size, size_t limit) except? 0
+    cdef size_t _take_chunk_line(self, const char *data, size_t size, double now) except? 0
+    cdef int _on_chunk_line(self, const char *line, size_t size, double now) except -1
     cdef int _on_head(self) except -1
     cdef int _body(self, const char *data, size_t size, double now) except -1
     cdef int _on_line(self, const char *line, size_t size, double now) except -1
     cdef int _on_data(self, const char *data, size_t size) except -1
+    cdef bint _has_text_in_shape(
+        self, const char *data, size_t size, const char **text, size_t *length
+    ) noexcept
+    cdef void _keep_shape(
+        self, const char *data, size_t size, const char *text, size_t length
+    ) noexcept
     cdef int _end_event(self, double now) except -1
     cdef int _end_message(self, double now) except -1

@@ -5,7 +5,8 @@ token. httptools parses the head, once per response; the body's framing and its 
 here. An event counts if it carries text: a non-empty string under ``content`` (or
 ``reasoning_content``, ``reasoning``) for chat and under ``text`` for completions and for SGLang's
 ``/generate``, any data for Mini-SGLang's. A quote inside a JSON string is escaped, so
-``content":"`` is always the key.
+``content":"`` is always the key. Events of a stream differ in their text alone most of the time:
+then one comparison with the last one tells all that a search would find.
 
 Rules:
 - No I/O and no clock: ``feed`` gets bytes and the time at which they were read; every event in
@@ -16,13 +17,11 @@ Rules:
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memchr, memcmp
-from libcpp.string cimport string
+
+from minisgl_fast.bench.scan cimport ends_head, is_blank, memmem, object_of, string_of
 
 import httptools
 import orjson
-
-cdef extern from "<string.h>" nogil:
-    void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
 
 CHAT = 0
 COMPLETIONS = 1
@@ -164,7 +163,7 @@ cdef class ResponseReader:
                 self._body(data, size, now)
             elif self._state == HEAD:
                 step = self._take_frame(data, size, MAX_HEAD_BYTES)
-                if _ends_head(self._frame):
+                if ends_head(self._frame):
                     self._on_head()
                     self._frame.clear()
                     if self._state == LENGTH and self._remaining == 0:
@@ -172,18 +171,7 @@ cdef class ResponseReader:
             elif self._state == IDLE:
                 raise ProtocolError("bytes after the end of the response")
             else:
-                step = self._take_frame(data, size, MAX_CHUNK_LINE_BYTES)
-                if self._frame.back() == c"\n":
-                    if self._state == CHUNK_SIZE:
-                        self._remaining = _chunk_size(self._frame)
-                        self._state = CHUNK_DATA if self._remaining else TRAILER
-                    elif self._state == CHUNK_END:
-                        if not _is_blank(self._frame):
-                            raise ProtocolError("a chunk is longer than its size says")
-                        self._state = CHUNK_SIZE
-                    elif _is_blank(self._frame):
-                        self._end_message(now)
-                    self._frame.clear()
+                step = self._take_chunk_line(data, size, now)
             data += step
             size -= step
         return 0
@@ -196,6 +184,36 @@ cdef class ResponseReader:
             raise ProtocolError("the head or a chunk line of the response is too long")
         self._frame.append(data, step)
         return step
+
+    cdef size_t _take_chunk_line(self, const char *data, size_t size, double now) except? 0:
+        """A line of the chunked framing, whole or a part of it; how many bytes."""
+        cdef const char *end
+        cdef size_t step
+        if self._frame.empty():
+            end = <const char *>memchr(data, c"\n", size)
+            if end != NULL:
+                step = <size_t>(end - data) + 1
+                self._on_chunk_line(data, step, now)
+                return step
+        step = self._take_frame(data, size, MAX_CHUNK_LINE_BYTES)
+        if self._frame.back() == c"\n":
+            self._on_chunk_line(self._frame.data(), self._frame.size(), now)
+            self._frame.clear()
+        return step
+
+    cdef int _on_chunk_line(self, const char *line, size_t size, double now) except -1:
+        if size > MAX_CHUNK_LINE_BYTES:
+            raise ProtocolError("a chunk line of the response is too long")
+        if self._state == CHUNK_SIZE:
+            self._remaining = _chunk_size(line, size)
+            self._state = CHUNK_DATA if self._remaining else TRAILER
+        elif self._state == CHUNK_END:
+            if not is_blank(line, size):
+                raise ProtocolError("a chunk is longer than its size says")
+            self._state = CHUNK_SIZE
+        elif is_blank(line, size):
+            self._end_message(now)
+        return 0
 
     cdef int _on_head(self) except -1:
         head = _Head()
@@ -276,6 +294,11 @@ cdef class ResponseReader:
     cdef int _on_data(self, const char *data, size_t size) except -1:
         cdef const char *text = NULL
         cdef size_t length = 0
+        if self._has_shape and self._has_text_in_shape(data, size, &text, &length):
+            self._event_has_data = self._event_has_text = True
+            if self._keep_text and self._text.size() + length <= MAX_TEXT_BYTES:
+                self._text.append(text, length)
+            return 0
         if size == 6 and memcmp(data, b"[DONE]", 6) == 0:
             self.done = True
             return 0
@@ -287,11 +310,11 @@ cdef class ResponseReader:
                 if self._keep_text and self._text.size() < MAX_TEXT_BYTES:
                     self._text.push_back(c"\n")
         elif self._api == API_CHAT:
-            text = _string_of(data, size, b'content":', 9, &length)
+            text = string_of(data, size, b'content":', 9, &length)
             if text == NULL:
-                text = _string_of(data, size, b'"reasoning":', 12, &length)
+                text = string_of(data, size, b'"reasoning":', 12, &length)
         else:
-            text = _string_of(data, size, b'"text":', 7, &length)
+            text = string_of(data, size, b'"text":', 7, &length)
         self._event_has_data = True
         if length:
             self._event_has_text = True
@@ -300,16 +323,48 @@ cdef class ResponseReader:
             if self._keep_text and self._text.size() + length <= MAX_TEXT_BYTES:
                 self._text.append(text, length)
         if size and data[0] == c"{":
-            if _object_of(data, size, b'"usage":', 8) or (
-                self._api == API_SGLANG and _object_of(data, size, b'"meta_info":', 12)
+            if object_of(data, size, b'"usage":', 8) or (
+                self._api == API_SGLANG and object_of(data, size, b'"meta_info":', 12)
             ):
                 self._usage.assign(data, size)
+            elif length and (self._api == API_CHAT or self._api == API_COMPLETIONS):
+                self._keep_shape(data, size, text, length)
             if not length and self._error.empty() and (
-                _object_of(data, size, b'"error":', 8)
+                object_of(data, size, b'"error":', 8)
                 or memmem(data, size, b'"object":"error"', 16) != NULL
             ):
                 self._error.assign(data, MAX_ERROR_BYTES if size > MAX_ERROR_BYTES else size)
         return 0
+
+    cdef void _keep_shape(
+        self, const char *data, size_t size, const char *text, size_t length
+    ) noexcept:
+        """Remember an event that had text, no usage and so no error."""
+        self._before.assign(data, <size_t>(text - data))
+        self._behind.assign(text + length, <size_t>(data + size - text) - length)
+        # A key behind an opening quote would be a key that begins in the text.
+        self._has_shape = self._behind.size() > 1 and self._behind[1] != c":"
+
+    cdef bint _has_text_in_shape(
+        self, const char *data, size_t size, const char **text, size_t *length
+    ) noexcept:
+        """Whether it is the last event but for its text, which has no quote; the text then."""
+        cdef size_t before = self._before.size()
+        cdef size_t behind = self._behind.size()
+        cdef size_t inside
+        if size <= before + behind:
+            return False
+        inside = size - before - behind
+        if (
+            data[before + inside - 1] == c"\\"
+            or memcmp(data, self._before.data(), before) != 0
+            or memcmp(data + before + inside, self._behind.data(), behind) != 0
+            or memchr(data + before, c'"', inside) != NULL
+        ):
+            return False
+        text[0] = data + before
+        length[0] = inside
+        return True
 
     cdef int _end_event(self, double now) except -1:
         if self._event_has_text:
@@ -327,22 +382,13 @@ cdef class ResponseReader:
         return 0
 
 
-cdef bint _ends_head(const string &frame) noexcept nogil:
-    cdef size_t size = frame.size()
-    return size >= 4 and memcmp(frame.data() + size - 4, b"\r\n\r\n", 4) == 0
-
-
-cdef bint _is_blank(const string &frame) noexcept nogil:
-    return frame.size() == 2 and frame[0] == c"\r"
-
-
-cdef size_t _chunk_size(const string &frame) except? 0:
+cdef size_t _chunk_size(const char *line, size_t size) except? 0:
     """The hexadecimal number that a chunk line begins with; extensions behind it are ignored."""
     cdef size_t value = 0
     cdef size_t i = 0
     cdef char c
-    while i < frame.size():
-        c = frame[i]
+    while i < size:
+        c = line[i]
         if c"0" <= c <= c"9":
             value = value * 16 + <size_t>(c - c"0")
         elif c"a" <= (c | 32) <= c"f":
@@ -353,44 +399,3 @@ cdef size_t _chunk_size(const string &frame) except? 0:
     if i == 0 or i > 15 or (c != c"\r" and c != c";" and c != c" " and c != c"\n"):
         raise ProtocolError("bad chunk size")
     return value
-
-
-cdef const char *_string_of(
-    const char *data, size_t size, const char *key, size_t key_size, size_t *length
-) noexcept nogil:
-    """The inside of the first non-empty string under a key, JSON-escaped; NULL if there is none."""
-    cdef const char *end = data + size
-    cdef const char *at = data
-    cdef const char *start
-    length[0] = 0
-    while True:
-        at = <const char *>memmem(at, <size_t>(end - at), key, key_size)
-        if at == NULL:
-            return NULL
-        at += key_size
-        while at < end and at[0] == c" ":
-            at += 1
-        if at + 1 >= end or at[0] != c'"' or at[1] == c'"':
-            continue
-        at += 1
-        start = at
-        while at < end and at[0] != c'"':
-            at += 2 if at[0] == c"\\" else 1
-        if at >= end:
-            return NULL
-        length[0] = <size_t>(at - start)
-        return start
-
-
-cdef bint _object_of(
-    const char *data, size_t size, const char *key, size_t key_size
-) noexcept nogil:
-    """Whether an object stands under the key."""
-    cdef const char *end = data + size
-    cdef const char *at = <const char *>memmem(data, size, key, key_size)
-    if at == NULL:
-        return False
-    at += key_size
-    while at < end and at[0] == c" ":
-        at += 1
-    return at < end and at[0] == c"{"

@@ -35,7 +35,7 @@ cdef class Distribution:
         double _max
         bint _sorted
         vector[double] _values
-        vector[uint64_t] _bins
+        vector[uint64_t] _bins  # of values that are not kept
 
     def __init__(self, size_t max_values=MAX_VALUES):
         self.exact = True
@@ -48,12 +48,20 @@ cdef class Distribution:
         self._sum_of_squares += value * value
         if value > self._max:
             self._max = value
-        self._bins[_bin_of(value)] += 1
         if self._values.size() < self._max_values:
             self._values.push_back(value)
             self._sorted = False
         else:
             self.exact = False
+            self._bins[_bin_of(value)] += 1
+
+    cdef list _counts(self):
+        """Of all bins; those of kept values are counted here, not while a run is hot."""
+        cdef vector[uint64_t] bins = self._bins
+        cdef size_t i
+        for i in range(self._values.size()):
+            bins[_bin_of(self._values[i])] += 1
+        return list(bins)
 
     def add(self, double value):
         self._add(value)
@@ -83,7 +91,8 @@ cdef class Distribution:
         if self.count == 0:
             return [0.0 for _ in percents]
         if not self.exact:
-            return [self._binned(percent) for percent in percents]
+            counts = self._counts()
+            return [self._binned(counts, percent) for percent in percents]
         if not self._sorted:
             sort(self._values.begin(), self._values.end())
             self._sorted = True
@@ -97,20 +106,20 @@ cdef class Distribution:
             return self._values.back()
         return self._values[low] + share * (self._values[low + 1] - self._values[low])
 
-    cdef double _binned(self, double percent) noexcept:
+    cdef double _binned(self, list counts, double percent) except -1:
         cdef double wanted = percent / 100.0 * self.count
         cdef uint64_t so_far = 0
         cdef int i
         if percent >= 100.0:
             return self._max
         for i in range(NUM_BINS):
-            so_far += self._bins[i]
+            so_far += <uint64_t>counts[i]
             if so_far >= wanted and so_far:
                 return LOWEST * pow(10.0, (i + 0.5) / PER_DECADE)
         return self._max
 
     def histogram(self):
-        counts = list(self._bins)
+        counts = self._counts()
         used = [i for i, count in enumerate(counts) if count]
         if not used:
             return 0, []

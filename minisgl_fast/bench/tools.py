@@ -7,10 +7,10 @@ package. They need torch, and ``kernels`` a GPU; nothing else of the load tester
 from __future__ import annotations
 
 import importlib.util
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from minisgl_fast.errors import ConfigError
 
@@ -36,10 +36,10 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
     """Run a script as ``python tools/SCRIPT ARGUMENTS`` would; its exit code."""
     script = tools_folder() / SCRIPTS[name]
     argv, path = sys.argv, sys.path
-    sys.argv = [f"minisgl-fast bench {name}", *arguments]
+    sys.argv = [f"minisgl-fast bench {name}", *arguments]  # which its help shows
     sys.path = [str(script.parent), *path]
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        code = _load(script).main()
     except SystemExit as end:
         if end.code is None:
             return 0
@@ -50,4 +50,13 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
         raise ConfigError(f"bench {name} needs {error.name}, which is not installed") from error
     finally:
         sys.argv, sys.path = argv, path
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+def _load(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module
+    spec.loader.exec_module(module)
+    return module

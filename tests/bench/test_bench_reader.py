@@ -218,6 +218,61 @@ def test_random_bytes_end_in_an_answer_or_a_protocol_error(noise, seed):
     assert reader.num_events <= len(STREAM) + len(noise)
 
 
+TEXTS = (
+    "one",
+    " two",
+    "",
+    r"a \" quote",
+    r"\\",
+    "usage",
+    r"x\\",
+    r"\"",
+    r"\u00e9",
+    "é",
+    r"\\\"",
+    "\\",
+)
+SHAPES = (
+    '{"choices":[{"index":0,"delta":{"content":"%s"}}]}',
+    '{"choices":[{"index":0,"delta":{"content":"%s"}}],"usage":null}',
+    '{"choices":[{"index":0,"delta":{"content":"%s"}}],"usage":{  }}',
+    '{"choices":[{"index":0,"delta":{"content":"%s"}}],"usage":{"completion_tokens":2}}',
+    '{"choices":[{"index":1,"delta":{"content":"%s"}}]}',
+    '{"choices":[{"delta":{"content":"","reasoning_content":"%s"}}]}',
+    '{"choices":[{"delta":{"reasoning":"%s","content":null}}]}',
+    '{"choices":[{"delta":{"content":"%s"}}]}',
+    '{"choices":[{"text":"%s"}]}',
+    '{"error":{"message":"%s"}}',
+    '{"choices":[{"delta":{"content":"%s":{}}}]}',  # no JSON
+    '{"choices":[{"delta":{"content":"%s","content":"more"}}]}',
+    '"content":"%s"',
+)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(SHAPES), st.lists(st.sampled_from(TEXTS), max_size=4))),
+    st.sampled_from((CHAT, COMPLETIONS)),
+    st.integers(1, 200),
+)
+def test_what_an_event_says_does_not_depend_on_the_one_before(runs, api, step):
+    """A reader that knows the last event must find what one finds that knows none."""
+    events = [shape % text for shape, texts in runs for text in texts]
+    events = [f"data: {event}\n\n".encode() for event in events]
+    together, _ = read(HEAD + b"".join(map(chunk, events)) + b"0\r\n\r\n", api, step)
+    alone = [read(HEAD + chunk(event) + b"0\r\n\r\n", api)[0] for event in events]
+    assert together.num_events == sum(reader.num_events for reader in alone)
+    assert together.text == "".join(reader.text for reader in alone)
+    assert together.usage == next((r.usage for r in reversed(alone) if r.usage), b"")
+    assert together.error == next((r.error for r in alone if r.error), b"")
+
+
+def test_a_long_chunk_line_is_refused_in_one_read_or_in_several():
+    for step in (1, 1 << 20):
+        with pytest.raises(ProtocolError, match="too long"):
+            read(HEAD + b"1;" + b"x" * 5000 + b"\r\nx\r\n", step=step)
+
+
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_events_of_sglang_hold_all_the_text_so_far(step):
     first = b'data: {"text":"one","meta_info":{"prompt_tokens":3,"completion_tokens":1}}\n\n'

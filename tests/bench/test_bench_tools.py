@@ -14,21 +14,26 @@ def test_every_script_is_there():
     assert all((tools_folder() / script).is_file() for script in SCRIPTS.values())
 
 
-def test_a_script_is_told_its_options_and_finds_its_neighbours(capsys):
-    assert main(["latency", "--help"]) == 0  # it imports bench_offline, which lies beside it
+@pytest.mark.parametrize("name", ["offline", "latency"])  # the second imports the first
+def test_the_help_of_a_script_names_the_command(name, capsys):
+    assert main([name, "--help"]) == 0
     said = capsys.readouterr().out
-    assert "bench_latency.py" in said and "--dummy-weight" in said
+    assert said.startswith(f"usage: minisgl-fast bench {name} [") and "--dummy-weight" in said
 
 
 def test_a_usage_error_has_its_exit_code(capsys):
     assert main(["offline"]) == 2
-    assert "--model" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("usage: minisgl-fast bench offline [") and "--model" in said
 
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
+    """Writes a script that stands in for bench_offline.py."""
+    monkeypatch.delitem(sys.modules, "bench_offline", raising=False)
+
     def write(text):
-        (tmp_path / SCRIPTS["offline"]).write_text(text)
+        (tmp_path / SCRIPTS["offline"]).write_text(f"def main():\n    {text}\n")
         monkeypatch.setattr(tools, "tools_folder", lambda: tmp_path)
 
     return write
@@ -36,7 +41,14 @@ def script(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "text, code",
-    [("", 0), ("raise SystemExit", 0), ("raise SystemExit(3)", 3), ("raise SystemExit('no')", 1)],
+    [
+        ("pass", 0),
+        ("return 0", 0),
+        ("return 4", 4),
+        ("raise SystemExit", 0),
+        ("raise SystemExit(3)", 3),
+        ("raise SystemExit('no')", 1),
+    ],
 )
 def test_exit_codes_are_the_scripts(script, text, code):
     script(text)
