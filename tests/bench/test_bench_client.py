@@ -239,13 +239,19 @@ def test_times_are_measured_from_send_to_events():
 
 
 def test_a_connection_that_had_timed_out_is_replaced():
+    clients = []
+
+    async def note(client):
+        clients.append(client)
+
     def once(request):
         yield from talk(request)
-        yield 0.1
+        while len(clients[0].results.starts_s) < 2:
+            yield 0.001
+        yield 0.05  # the second request is on its way as the server closes the connection unread
         yield CUT
 
-    # The second request is on its way as the server closes the connection unread.
-    server, client, results, _ = run(once, samples(2, [0.0, 0.05]))
+    server, client, results, _ = run(once, samples(2), during=note, max_concurrency=1)
     assert results.completed == 2
     assert client.cost.num_resent == 1
     assert results.latencies_s[1] >= 0.04  # its clock went on
