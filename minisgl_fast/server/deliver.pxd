@@ -21,6 +21,8 @@ cdef class Dispatcher:
     cdef size_t num_open
     cdef vector[void *] dirty         # marked Responses; owned
     cdef Outbox outbox
+    cdef int32_t num_unflushed        # frames since the last flush
+    cdef int32_t num_late_steps       # as MAX_LATE_STEPS says
 
     cdef Choice _find(self, uint32_t rid)
     cdef void _forget(self, Choice choice)

@@ -2,8 +2,10 @@
 
 ``Dispatcher.deliver`` feeds each row's token to the TextStream of its choice and marks the choice;
 ``Dispatcher.flush`` then writes what every marked response has to say, in one piece (response.pyx).
-Between the two any number of frames may be delivered, so a frontend that lags puts several tokens
-in one event; a client that lags is paused, and gets what came meanwhile in one event too.
+Between the two any number of frames may be delivered. A loop that is a little late makes an event
+of each step's token all the same, and writes them in one piece; where it lags on and on, a stream
+gets several tokens in one event. A client that lags is paused, and gets what came meanwhile in one
+event too.
 
 Rules:
 - No task, queue, future or await, and no Python object per token.
@@ -32,6 +34,9 @@ log = logging.getLogger("minisgl_fast.frontend")
 
 cdef enum:
     MIN_SLOTS = 64  # a power of two, as every number of slots
+    # So many steps may come late and have events of their own, and that many again only after as
+    # many turns of the loop that were in time.
+    MAX_LATE_STEPS = 8
 
 
 cdef class Dispatcher:
@@ -89,6 +94,11 @@ cdef class Dispatcher:
 
     def deliver(self, bytes payload not None, double now):
         """Take the rows of a STEP frame that arrived at ``now`` (seconds, the clock of Choice)."""
+        self.num_unflushed += 1
+        if self.num_unflushed > 1 and self.num_late_steps < MAX_LATE_STEPS:
+            self.num_late_steps += 1
+            for entry in self.dirty:
+                (<Response>entry)._separate()
         cdef const char *data = PyBytes_AS_STRING(payload)
         cdef const StepHeader *header = <const StepHeader *>data
         cdef size_t size = <size_t>PyBytes_GET_SIZE(payload)
@@ -130,6 +140,9 @@ cdef class Dispatcher:
         cdef Outbox outbox = self.outbox
         cdef Response response
         cdef size_t i
+        if self.num_unflushed == 1 and self.num_late_steps:
+            self.num_late_steps -= 1
+        self.num_unflushed = 0
         dirty.swap(self.dirty)
         for i in range(dirty.size()):
             response = <Response>dirty[i]

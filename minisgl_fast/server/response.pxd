@@ -60,9 +60,12 @@ cdef class Response:
     cdef bint is_dirty
     cdef Choice first_dirty           # the chain of marked choices
     cdef Choice last_dirty
-    cdef string out
+    cdef string out                   # events that are made and not written
 
     cdef int _write_ready(self) except -1
+    cdef bint _can_compose(self) noexcept
+    cdef void _append_events(self, string &out) noexcept
+    cdef void _separate(self) noexcept
     cdef bint _compose(self, Outbox outbox) noexcept
     cdef int _hand_over(self, bytes rest) except -1
     cdef int _flush(self) except -1

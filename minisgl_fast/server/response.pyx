@@ -151,8 +151,8 @@ cdef class Response:
             self.fail(EngineError("The answer could not be written."))
         return 0
 
-    cdef bint _compose(self, Outbox outbox) noexcept:
-        """Put what is ready of a direct stream into the outbox; False where that cannot be."""
+    cdef bint _can_compose(self) noexcept:
+        """Whether what is ready is running text of a direct stream."""
         cdef Choice choice = self.first_dirty
         if not self.is_direct or self.ended:
             return False
@@ -160,14 +160,31 @@ cdef class Response:
             if choice.reason != RUNNING or (choice.is_parsed and not choice.in_lane()):
                 return False
             choice = choice.next_dirty
-        outbox.begin()
-        choice = self._take_dirty()
+        return True
+
+    cdef void _append_events(self, string &out) noexcept:
+        """Append what is ready of a stream that ``_can_compose``, an event for each choice."""
+        cdef Choice choice = self._take_dirty()
         while choice is not None:
             if choice.is_parsed:
-                choice.append_event(choice.lane_prefix, choice.lane_suffix, outbox.data)
+                choice.append_event(choice.lane_prefix, choice.lane_suffix, out)
             else:
-                choice.append_event(choice.prefix, choice.suffix, outbox.data)
+                choice.append_event(choice.prefix, choice.suffix, out)
             choice = self._take_dirty()
+
+    cdef void _separate(self) noexcept:
+        """Make events of their own of what is ready, before more comes to it."""
+        if self._can_compose():
+            self._append_events(self.out)
+
+    cdef bint _compose(self, Outbox outbox) noexcept:
+        """Put what is ready of a direct stream into the outbox; False where that cannot be."""
+        if not self._can_compose():
+            return False
+        outbox.begin()
+        outbox.data.append(self.out)
+        self.out.clear()
+        self._append_events(outbox.data)
         outbox.end(self.descriptor, <void *>self)
         return True
 
@@ -192,7 +209,6 @@ cdef class Response:
         if self.ended or (self.streaming and self.exchange.paused):
             return 0
         self.is_direct = False
-        self.out.clear()
         choice = self._take_dirty()
         while choice is not None:
             self._write_choice(choice)
@@ -204,7 +220,9 @@ cdef class Response:
             self.ended = True
             self.complete(to_bytes(self.out))
         elif self.streaming and self.out.size():
-            self.exchange.write(to_bytes(self.out))
+            events = to_bytes(self.out)
+            self.out.clear()
+            self.exchange.write(events)
             self.is_direct = self.descriptor >= 0 and not self.exchange.paused
         return 0
 

@@ -149,6 +149,73 @@ def test_from_the_second_event_on_chunks_pass_the_exchange_by(streams, tokenizer
     assert (exchange.num_writes, exchange.num_rests) == (1, 0)
 
 
+def late_steps(streams, choices, tokens, num):
+    """``num`` steps that come in one turn of the loop."""
+    for number in range(num):
+        step(
+            streams.dispatcher,
+            *((choice, tokens[number], RUNNING) for choice in choices),
+            flush=False,
+        )
+    streams.dispatcher.flush()
+
+
+def test_steps_that_come_a_little_late_are_events_of_their_own_in_one_write(streams, tokenizer):
+    exchange, _, choices = streams(2)
+    a, *tokens = tokenizer.encode("a b c d")
+    step(streams.dispatcher, *((choice, a, RUNNING) for choice in choices))
+    exchange.read()
+    exchange.received = b""
+    late_steps(streams, choices, tokens, 3)
+    exchange.read()
+    events = b"[0: b][1: b][0: c][1: c][0: d][1: d]"
+    assert exchange.received == b"%x\r\n%b\r\n" % (len(events), events)
+    assert exchange.num_writes == 1
+
+
+def test_a_loop_that_lags_on_and_on_merges_until_it_is_in_time_again(streams, tokenizer):
+    exchange, _, choices = streams()
+    a, b = tokenizer.encode("a b")
+    step(streams.dispatcher, (choices[0], a, RUNNING))
+    late_steps(streams, choices, [b] * 20, 20)
+    late_steps(streams, choices, [b] * 3, 3)
+    for _ in range(2):  # in time: two late steps are allowed again
+        step(streams.dispatcher, (choices[0], b, RUNNING))
+    late_steps(streams, choices, [b] * 5, 5)
+    exchange.read()
+    expected = [1] * 8 + [12] + [3] + [1] * 2 + [1] * 2 + [3]
+    events = b"".join(b"[0:%b]" % (b" b" * num) for num in expected)
+    assert unchunk(exchange.received) == b"<open>[0:a]" + events
+
+
+def test_late_steps_come_before_the_end_and_behind_nothing(streams, tokenizer):
+    exchange, _, (choice,) = streams()
+    a, b, c, d = tokenizer.encode("a b c d")
+    step(streams.dispatcher, (choice, a, RUNNING))
+    for token, reason in ((b, RUNNING), (c, RUNNING), (d, LENGTH)):
+        step(streams.dispatcher, (choice, token, reason), flush=False)
+    streams.dispatcher.flush()
+    exchange.read()
+    assert unchunk(exchange.received) == b"<open>[0:a]"
+    assert unchunk(exchange.ending) == b"[0: b][0: c](0: d)"
+
+
+def test_late_steps_of_a_client_that_does_not_read_are_merged_again(streams, tokenizer):
+    exchange, response, (choice,) = streams()
+    a, b = tokenizer.encode("a b")
+    step(streams.dispatcher, (choice, a, RUNNING))
+    while not exchange.paused:
+        step(streams.dispatcher, (choice, b, RUNNING))
+    late_steps(streams, [choice], [b] * 3, 3)
+    late_steps(streams, [choice], [b] * 3, 3)
+    while exchange.unsent:
+        exchange.read()
+        exchange.drain()
+    response.write_ready()
+    exchange.read()
+    assert unchunk(exchange.received).endswith(b"[0: b][0:" + b" b" * 6 + b"]")
+
+
 def test_a_chunk_of_nothing_is_not_sent(streams, tokenizer):
     exchange, _, (choice,) = streams()
     step(streams.dispatcher, (choice, tokenizer.encode("a")[0], RUNNING))
