@@ -65,6 +65,15 @@ cdef packed struct AddHeader:
     uint8_t task
     uint8_t unused
 
+
+cdef class AddTemplate:
+    """All of an ADD payload that many requests have in common."""
+    cdef AddHeader header
+    cdef bytes tail  # the arrays behind the prompt
+
+    cpdef bytes pack(self, uint32_t rid, prompt, uint64_t seed, int32_t max_tokens)
+
+
 cdef packed struct StepHeader:
     # followed by: uint32 rid[num_rows], int32 token[num_rows], uint32 first_rid[num_first],
     # uint32 first_cached[num_first], uint8 reason[num_rows]

@@ -1,7 +1,7 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minisgl_fast.params import SamplingParams
 
@@ -51,6 +51,24 @@ class LogprobsRecord(NamedTuple):
 FRAME_HEADER_BYTES: int
 
 def frame(kind: int, payload: bytes) -> bytes: ...
+
+class AddTemplate:
+    """All of an ADD payload that many requests have in common."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        cache_salt: int = 0,
+        priority: int = 0,
+        num_top_logprobs: int = -1,
+        prompt_logprobs_from: int = -1,
+        logprob_ids: Sequence[int] = (),
+        task: int = 0,
+        grammar: bytes = b"",
+    ) -> None: ...
+    def pack(self, rid: int, prompt: Sequence[int], seed: int, max_tokens: int) -> bytes: ...
+
 def pack_add(
     rid: int,
     params: SamplingParams,
@@ -58,13 +76,7 @@ def pack_add(
     *,
     seed: int,
     max_tokens: int,
-    cache_salt: int = 0,
-    priority: int = 0,
-    num_top_logprobs: int = -1,
-    prompt_logprobs_from: int = -1,
-    logprob_ids: Sequence[int] = (),
-    task: int = 0,
-    grammar: bytes = b"",
+    **options: Any,
 ) -> bytes: ...
 def grammar_of(payload: bytes) -> tuple[int, bytes]: ...
 def add_summary(payload: bytes) -> tuple[int, int, int, int, int]: ...

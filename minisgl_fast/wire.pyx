@@ -71,57 +71,77 @@ cdef inline c_array _ints(values):
     return array("i", values) if values else _NO_INTS
 
 
-def pack_add(
-    uint32_t rid, params, prompt, *, uint64_t seed, int32_t max_tokens,
-    uint64_t cache_salt=0, int32_t priority=0, int16_t num_top_logprobs=-1,
-    int32_t prompt_logprobs_from=-1, logprob_ids=(), uint8_t task=GENERATE,
-    bytes grammar not None=b"",
-):
-    """The payload of ADD.
+cdef class AddTemplate:
 
-    ``params`` is a SamplingParams; ``seed`` and ``max_tokens`` are its values with the defaults
-    filled in. ``prompt`` is a sequence of token ids. The others are those of AddHeader.
-    """
-    cdef AddHeader header
-    cdef c_array prompt_ids = array("i", prompt)  # of such an array a plain copy
-    cdef c_array stop_ids = _ints(params.stop_token_ids)
-    banned = params.banned_token_ids
-    bias = {**params.logit_bias, **dict.fromkeys(banned, float("-inf"))} if banned else (
-        params.logit_bias
-    )
-    cdef c_array bias_ids = _ints(bias)
-    cdef c_array bias_values = array("f", bias.values()) if bias else _NO_FLOATS
-    cdef c_array ids = _ints(logprob_ids)
-    header.rid = rid
-    header.flags = IGNORE_EOS if params.ignore_eos else 0
-    header.seed = seed
-    header.cache_salt = cache_salt
-    header.temperature = params.temperature
-    header.top_p = params.top_p
-    header.min_p = params.min_p
-    header.presence_penalty = params.presence_penalty
-    header.frequency_penalty = params.frequency_penalty
-    header.repetition_penalty = params.repetition_penalty
-    header.top_k = max(params.top_k, 0)
-    header.max_tokens = max_tokens
-    header.min_tokens = params.min_tokens
-    header.priority = priority
-    header.num_prompt = len(prompt_ids)
-    header.num_stop_ids = len(stop_ids)
-    header.num_bias = len(bias_ids)
-    header.num_logprob_ids = len(ids)
-    header.num_grammar_bytes = len(grammar)
-    header.prompt_logprobs_from = prompt_logprobs_from
-    header.num_top_logprobs = num_top_logprobs
-    header.task = task
-    header.unused = 0
-    head = PyBytes_FromStringAndSize(<char *>&header, sizeof(AddHeader))
-    if not (header.num_stop_ids or header.num_bias or header.num_logprob_ids or grammar):
-        return head + prompt_ids.tobytes()
-    return b"".join((
-        head, prompt_ids.tobytes(), stop_ids.tobytes(), bias_ids.tobytes(), bias_values.tobytes(),
-        ids.tobytes(), grammar,
-    ))
+    def __init__(
+        self, params, *, uint64_t cache_salt=0, int32_t priority=0, int16_t num_top_logprobs=-1,
+        int32_t prompt_logprobs_from=-1, logprob_ids=(), uint8_t task=GENERATE,
+        bytes grammar not None=b"",
+    ):
+        """``params`` is a SamplingParams, whose seed and max_tokens are each request's own. The
+        others are those of AddHeader."""
+        cdef AddHeader *header = &self.header
+        cdef c_array stop_ids = _ints(params.stop_token_ids)
+        banned = params.banned_token_ids
+        bias = {**params.logit_bias, **dict.fromkeys(banned, float("-inf"))} if banned else (
+            params.logit_bias
+        )
+        cdef c_array bias_ids = _ints(bias)
+        cdef c_array bias_values = array("f", bias.values()) if bias else _NO_FLOATS
+        cdef c_array ids = _ints(logprob_ids)
+        header.flags = IGNORE_EOS if params.ignore_eos else 0
+        header.cache_salt = cache_salt
+        header.temperature = params.temperature
+        header.top_p = params.top_p
+        header.min_p = params.min_p
+        header.presence_penalty = params.presence_penalty
+        header.frequency_penalty = params.frequency_penalty
+        header.repetition_penalty = params.repetition_penalty
+        header.top_k = max(params.top_k, 0)
+        header.min_tokens = params.min_tokens
+        header.priority = priority
+        header.num_stop_ids = len(stop_ids)
+        header.num_bias = len(bias_ids)
+        header.num_logprob_ids = len(ids)
+        header.num_grammar_bytes = len(grammar)
+        header.prompt_logprobs_from = prompt_logprobs_from
+        header.num_top_logprobs = num_top_logprobs
+        header.task = task
+        header.unused = 0
+        self.tail = b"".join((
+            stop_ids.tobytes(), bias_ids.tobytes(), bias_values.tobytes(), ids.tobytes(), grammar,
+        ))
+
+    cpdef bytes pack(self, uint32_t rid, prompt, uint64_t seed, int32_t max_tokens):
+        """The payload of one request; ``prompt`` is a sequence of token ids."""
+        cdef c_array ids = prompt if _is_int_array(prompt) else array("i", prompt)
+        cdef size_t num_prompt = <size_t>len(ids)
+        cdef size_t tail_size = <size_t>len(self.tail)
+        cdef bytes payload = PyBytes_FromStringAndSize(
+            NULL, sizeof(AddHeader) + 4 * num_prompt + tail_size
+        )
+        cdef char *out = PyBytes_AS_STRING(payload)
+        cdef AddHeader *header = <AddHeader *>out
+        out = _put(out, &self.header, sizeof(AddHeader))
+        header.rid = rid
+        header.seed = seed
+        header.max_tokens = max_tokens
+        header.num_prompt = <uint32_t>num_prompt
+        out = _put(out, ids.data.as_voidptr, 4 * num_prompt)
+        _put(out, PyBytes_AS_STRING(self.tail), tail_size)
+        return payload
+
+
+cdef inline bint _is_int_array(values):
+    return type(values) is array and (<c_array>values).typecode == "i"
+
+
+def pack_add(
+    uint32_t rid, params, prompt, *, uint64_t seed, int32_t max_tokens, **options
+):
+    """The payload of an ADD that has nothing in common with others. ``options``: the arguments of
+    AddTemplate."""
+    return AddTemplate(params, **options).pack(rid, prompt, seed, max_tokens)
 
 
 def grammar_of(bytes payload not None):

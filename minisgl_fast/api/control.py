@@ -22,6 +22,7 @@ from minisgl_fast.server.access import check_admin
 from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.http_rules import HttpRequest
 from minisgl_fast.server.response import Choice, Response
+from minisgl_fast.wire import AddTemplate
 
 FLUSH_POLL_S = 0.02
 MAX_FLUSH_WAIT_S = 600.0
@@ -121,7 +122,7 @@ class _Probe(Response):
         )
         self._timer = asyncio.get_running_loop().call_later(PROBE_TIMEOUT_S, self._time_out)
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-        frontend.submit(self._choice, [0], params, seed=0, max_tokens=1)
+        frontend.submit(self._choice, [0], AddTemplate(params), seed=0, max_tokens=1)
 
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
         if not choice.num_tokens:

@@ -23,6 +23,7 @@ from operator import attrgetter
 from typing import Any
 
 from minisgl_fast.api.body import check_content_type
+from minisgl_fast.api.generation import Generation
 from minisgl_fast.api.grammar_text import RequestGrammar
 from minisgl_fast.api.logprobs import NO_LOGPROBS, check_num_values
 from minisgl_fast.api.openai_request import Prompt
@@ -312,7 +313,7 @@ class Pipeline:
                 num_aborted += 1
         for choice in self.frontend.dispatcher.choices():
             response = choice.response
-            if isinstance(response, Session) and _is_called(response.exchange, name):
+            if isinstance(response, Generation) and _is_called(response.exchange, name):
                 self.frontend.cut(choice)
                 num_aborted += 1
         self.metrics.count_abort("request", num_aborted)

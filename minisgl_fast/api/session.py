@@ -1,25 +1,25 @@
 """Session: one HTTP generation, from prompts to the last byte of its answer.
 
 A session has prompts x n choices; choice ``prompt * n + k`` is the k-th answer to a prompt and
-runs with seed + k. It is a Response of the token loop (server/response.pyx), which calls back only
-where something begins or ends; the text between goes straight to the exchange.
+runs with seed + k. It is a Generation, and so a Response of the token loop (server/response.pyx),
+which calls back only where something begins or ends; the text between goes straight to the
+exchange.
 
 Rules: everything that can be refused is refused before the first byte, so a stream begins with
-the engine's first token (an engine that fails before gives a plain error answer); each choice
-gets exactly one finish_reason; usage counts a prompt once and a choice's tokens up to the one
-that ended it; when the client goes, every open choice is aborted at once.
+the engine's first token (an engine that fails before gives a plain error answer); usage counts a
+prompt once and a choice's tokens up to the one that ended it.
 """
 
 from __future__ import annotations
 
 import random
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from minisgl_fast.api.chat_output import ChatOutput
 from minisgl_fast.api.extras import Extras
+from minisgl_fast.api.generation import Generation
 from minisgl_fast.api.logprobs import ChoiceLogprobs, TokenLogprobs
 from minisgl_fast.api.placed_tokens import PlacedTokens
 from minisgl_fast.api.response_format import (
@@ -30,40 +30,30 @@ from minisgl_fast.api.response_format import (
     json_escaped,
 )
 from minisgl_fast.api.task import GENERATE, Ids, Task
-from minisgl_fast.errors import EngineError, MinisglError, RequestError
+from minisgl_fast.errors import MinisglError
 from minisgl_fast.params import stop_program
-from minisgl_fast.server.exchange import Exchange
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
-from minisgl_fast.server.response import Choice, Response
-from minisgl_fast.wire import FinishReason
+from minisgl_fast.server.response import Choice
 
 # Of requests that give no seed. It is no secret, and a system call for each would be slow.
 _seeds = random.Random(secrets.randbits(256))
-_FINISH_REASONS: dict[int, str] = {
-    FinishReason.EOS: "stop",
-    FinishReason.STOP_TOKEN: "stop",
-    FinishReason.LENGTH: "length",
-    FinishReason.ABORTED: "abort",
-}
-# A member takes long to look up and to compare with.
-ERROR, GRAMMAR = int(FinishReason.ERROR), int(FinishReason.GRAMMAR)
 
 
-class Session(Response):
+def fresh_seed() -> int:
+    """The seed of a request that gives none."""
+    return _seeds.getrandbits(64)
+
+
+class Session(Generation):
     """One generation request under way; made and started by pipeline.py."""
 
     __slots__ = (
-        "__weakref__",
         "_answers",
-        "_choices",
-        "_exchange",
         "_extras",
         "_form",
-        "_frontend",
         "_has_text_events",
         "_limits",
-        "_metrics",
         "_n",
         "_outputs",
         "_placed",
@@ -85,29 +75,22 @@ class Session(Response):
         all of them answers without the engine, unless log-probabilities or embeddings are asked
         for."""
         text_event = form.text_event if task.stream else None
-        super().__init__(task.exchange, task.stream, text_event)
-        self._frontend = frontend
-        self._metrics = metrics
+        super().__init__(
+            frontend, metrics, task.exchange, task.route, task.received, task.stream, text_event
+        )
         self._task = task
-        self._exchange = task.exchange
         self._extras = task.extras
         self._form = form
         self._has_text_events = text_event is not None
         self._prompts = prompts
         self._limits = limits
         self._n = task.body.num_generated
-        self._choices: list[Choice] = []
         self._answers: list[Answer | None] = [None] * (len(prompts) * self._n)
         self._outputs: list[ChatOutput] = []
         self._placed: list[PlacedTokens] = []
         self._usage = Usage(
             sum(map(len, prompts)), reasoning_tokens=None if task.output is None else 0
         )
-
-    @property
-    def exchange(self) -> Exchange:
-        """Where the answer goes."""
-        return self._exchange
 
     def start(self) -> None:
         """Send every choice to the engine. OverloadedError if they do not all fit the queue."""
@@ -116,30 +99,27 @@ class Session(Response):
             self._answer_without_engine()
             return
         num_choices = len(self._answers)
-        self._frontend.check_room(num_choices)
-        self._choices = [self._choice(index) for index in range(num_choices)]
-        self._exchange.on_disconnect = self._disconnected
-        self._exchange.on_resume = self.write_ready
+        self.frontend.check_room(num_choices)
+        self.start_choices([self._choice(index) for index in range(num_choices)])
         seed = task.params.seed
         if seed is None:
-            seed = _seeds.getrandbits(64)
-        options = task.engine_options()
-        for choice in self._choices:
+            seed = fresh_seed()
+        add = task.add_template()
+        for choice in self.choices:
             prompt, k = divmod(choice.index, self._n)
-            self._frontend.submit(
+            self.frontend.submit(
                 choice,
                 self._prompts[prompt],
-                task.params,
+                add,
                 seed=(seed + k) % 2**64,
                 max_tokens=self._limits[prompt],
-                **options,
             )
-        self._metrics.num_prompt_tokens += self._usage.prompt_tokens
+        self.metrics.num_prompt_tokens += self._usage.prompt_tokens
 
     # From the token loop
 
     def open_stream(self) -> bytes:
-        self._exchange.start_stream(self._form.content_type)
+        self.exchange.start_stream(self._form.content_type)
         self._count_cached()
         return b"".join(
             self._form.opening(index, self._usage) for index in range(len(self._answers))
@@ -163,23 +143,9 @@ class Session(Response):
         return events
 
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
-        if choice.reason == ERROR:
-            raise EngineError("The engine could not compute this request.")
-        if choice.reason == GRAMMAR:
-            param = self._task.grammar_param
-            raise RequestError(
-                f"{param} cannot be followed any further: no token of the model may come next, or "
-                "to find out takes too long.",
-                param=param,
-            )
-        matched: str | int | None = None
-        if choice.stopped_by_string:
-            reason = "stop"
-            matched = self._task.params.stops[choice.text.matched]
-        else:
-            reason = _FINISH_REASONS[choice.reason]
-            if reason == "stop":
-                matched = choice.last_token
+        reason, matched, is_eos = self.end_of(
+            choice, self._task.params.stops, self._task.grammar_param
+        )
         self._usage.completion_tokens += choice.num_tokens
         if self._extras is not None:
             self._prepare_extras(self._extras, choice, text)
@@ -190,7 +156,7 @@ class Session(Response):
             text,
             reason,
             matched,
-            is_eos=choice.reason == FinishReason.EOS and not choice.stopped_by_string,
+            is_eos=is_eos,
             first_time=choice.first_time,
             last_time=choice.last_time,
             embedding=choice.embedding or (),
@@ -214,38 +180,30 @@ class Session(Response):
         answers = [answer for answer in self._answers if answer is not None]
         self._count_cached()
         if self.streaming:
-            self._exchange.finish(events + self._form.ending(self._usage))
+            self.exchange.finish(events + self._form.ending(self._usage))
         else:
             if self._n != self._task.body.num_choices:  # the likeliest of so many are wanted
                 answers = likeliest(answers, self._n, self._task.body.num_choices)
-            self._exchange.respond(200, self._form.body(answers, self._usage))
-        self._metrics.count_request(self._task.route, 200, answers[0].finish_reason)
-        self._metrics.observe_end_to_end(time.perf_counter() - self._task.received)
-        self._release()
+            self.exchange.respond(200, self._form.body(answers, self._usage))
+        self.succeed(answers[0].finish_reason)
 
-    def fail(self, error: MinisglError) -> None:
-        """End the answer with an error, in the stream if one has begun."""
-        if self.ended:
-            return
-        self.ended = True
-        self._abort_choices("engine")
-        if self._exchange.started:
-            last = self._form.failure(error, self._exchange.request.request_id)
-            self._exchange.finish(last, close=True)
-        else:
-            self._exchange.fail(error)
-        self._metrics.count_request(self._task.route, error.http_status, "error")
-        self._release()
+    def failure_events(self, error: MinisglError) -> bytes:
+        return self._form.failure(error, self.exchange.request.request_id)
+
+    def release(self) -> None:
+        super().release()
+        self._outputs = []
+        self._placed = []
 
     # Private
 
     def _count_cached(self) -> None:
-        self._usage.cached_tokens = sum([choice.num_cached for choice in self._choices[:: self._n]])
+        self._usage.cached_tokens = sum([choice.num_cached for choice in self.choices[:: self._n]])
 
     def _choice(self, index: int) -> Choice:
         task = self._task
         params = task.params
-        text = self._frontend.tokenizer.stream(
+        text = self.frontend.tokenizer.stream(
             params.stop,
             params.include_stop_str_in_output,
             params.skip_special_tokens,
@@ -269,7 +227,7 @@ class Session(Response):
             # Its text comes through parse_text, so that each piece gets its tokens.
             choice.is_parsed = True
             choice.logprobs = ChoiceLogprobs(
-                self._frontend.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
+                self.frontend.tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
             )
         if task.output is not None:
             output = task.output(index)
@@ -318,7 +276,7 @@ class Session(Response):
         self._usage.reasoning_tokens = (
             self._usage.reasoning_tokens or 0
         ) + output.num_reasoning_tokens(
-            choice.num_tokens, choice.num_at_mark, self._frontend.tokenizer.encode
+            choice.num_tokens, choice.num_at_mark, self.frontend.tokenizer.encode
         )
         return events
 
@@ -338,26 +296,6 @@ class Session(Response):
         if self.streaming:
             events = self.open_stream() + b"".join(map(self._form.closing, answers))
         self.complete(events)
-
-    def _disconnected(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self._abort_choices("client")
-            self._metrics.count_request(self._task.route, 499, "disconnect")
-            self._release()
-
-    def _abort_choices(self, reason: str) -> None:
-        num_aborted = sum(map(self._frontend.abort, self._choices))
-        self._metrics.count_abort(reason, num_aborted)
-
-    def _release(self) -> None:
-        """Break the reference cycles, so that no garbage collection is needed."""
-        self.forget()
-        self._exchange.on_disconnect = None
-        self._exchange.on_resume = None
-        self._choices = []
-        self._outputs = []
-        self._placed = []
 
 
 def likeliest(answers: list[Answer], n: int, number: int) -> list[Answer]:

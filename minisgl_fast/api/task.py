@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from minisgl_fast.api.logprobs import NO_LOGPROBS, LogprobOptions
 from minisgl_fast.api.sampling_params import cache_salt
+from minisgl_fast.wire import AddTemplate
 from minisgl_fast.wire import Task as EngineTask
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 Ids: TypeAlias = Sequence[int]
 GENERATE = int(EngineTask.GENERATE)
-_NO_OPTIONS: dict[str, Any] = {}
 
 
 @dataclass(slots=True)
@@ -64,24 +64,16 @@ class Task:
     grammar_param: str | None = None
     thinking: ThinkingBudget | None = None
 
-    def engine_options(self) -> dict[str, Any]:
-        """What the engine is told beside the prompt and the parameters, which most often is
-        nothing; see ``Frontend.submit``."""
+    def add_template(self) -> AddTemplate:
+        """What the engine is told of every choice."""
         body, logprobs = self.body, self.logprobs
-        salt = cache_salt(body)
-        priority = body.priority or 0
-        if (
-            logprobs is NO_LOGPROBS
-            and self.kind == GENERATE
-            and not (salt or priority or self.checked)
-        ):
-            return _NO_OPTIONS
-        return {
-            "cache_salt": salt,
-            "priority": priority,
-            "num_top_logprobs": logprobs.num_top,
-            "prompt_logprobs_from": logprobs.prompt_from,
-            "logprob_ids": logprobs.ids,
-            "task": self.kind,
-            "grammar": self.checked,
-        }
+        return AddTemplate(
+            self.params,
+            cache_salt=cache_salt(body),
+            priority=body.priority or 0,
+            num_top_logprobs=logprobs.num_top,
+            prompt_logprobs_from=logprobs.prompt_from,
+            logprob_ids=logprobs.ids,
+            task=self.kind,
+            grammar=self.checked,
+        )

@@ -24,7 +24,7 @@ import orjson
 
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ContextLengthError, EngineError, OverloadedError, RequestError
-from minisgl_fast.params import SamplingDefaults, SamplingParams
+from minisgl_fast.params import SamplingDefaults
 from minisgl_fast.server.deliver import Dispatcher
 from minisgl_fast.server.grammar_checker import GrammarChecker, make_checker
 from minisgl_fast.server.peers import Peers
@@ -33,10 +33,9 @@ from minisgl_fast.server.response import Choice
 from minisgl_fast.text.template import ChatTemplate
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import (
+    AddTemplate,
     FinishReason,
     FrameKind,
-    Task,
-    pack_add,
     pack_step,
     unpack_embedding,
     unpack_logprobs,
@@ -191,42 +190,15 @@ class Frontend:
         return max_tokens
 
     def submit(
-        self,
-        choice: Choice,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        *,
-        seed: int,
-        max_tokens: int,
-        cache_salt: int = 0,
-        priority: int = 0,
-        num_top_logprobs: int = -1,
-        prompt_logprobs_from: int = -1,
-        logprob_ids: Sequence[int] = (),
-        task: int = Task.GENERATE,
-        grammar: bytes = b"",
+        self, choice: Choice, prompt: Sequence[int], add: AddTemplate, *, seed: int, max_tokens: int
     ) -> int:
         """Send one generation to the engine; returns its rid. Lengths were checked before.
 
-        The other arguments are those of the ADD frame (wire.pyx); a choice that asks for
-        log-probabilities has a place for them.
+        ``add``: what the generation asks for; a choice that asks for log-probabilities has a place
+        for them.
         """
         rid = self.dispatcher.open_choice(choice)
-        payload = pack_add(
-            rid,
-            params,
-            prompt,
-            seed=seed,
-            max_tokens=max_tokens,
-            cache_salt=cache_salt,
-            priority=priority,
-            num_top_logprobs=num_top_logprobs,
-            prompt_logprobs_from=prompt_logprobs_from,
-            logprob_ids=logprob_ids,
-            task=task,
-            grammar=grammar,
-        )
-        self._send(ADD, payload)
+        self._send(ADD, add.pack(rid, prompt, seed, max_tokens))
         return rid
 
     def abort(self, choice: Choice) -> bool:

@@ -48,12 +48,12 @@ cdef class Choice:
 
 
 cdef class Response:
-    """One answer under way: its choices, and where their text goes. Subclassed by Session."""
+    """One answer under way: its choices, and where their text goes. Subclassed by Generation."""
     cdef readonly bint streaming
     cdef readonly int32_t num_open    # choices that are not closed yet
     cdef readonly bint is_open        # the head of the stream was sent
     cdef public bint ended            # nothing more is written
-    cdef object exchange
+    cdef readonly object exchange     # where it is written
     cdef object text_event
     cdef int descriptor               # the socket of a stream that may be direct, or -1
     cdef bint is_direct
@@ -71,5 +71,7 @@ cdef class Response:
     cdef int _flush(self) except -1
     cdef int _open(self) except -1
     cdef int _write_choice(self, Choice choice) except -1
+    cdef int _close(self, Choice choice) except -1
+    cdef int _complete(self) except -1
     cdef void _mark(self, Choice choice)
     cdef Choice _take_dirty(self)

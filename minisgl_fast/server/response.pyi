@@ -45,8 +45,9 @@ class Choice:
     def set_lane(self, prefix: bytes, suffix: bytes, watched: bytes) -> None: ...
 
 class Response:
-    """One answer under way: its choices, and where their text goes. Subclassed by Session."""
+    """One answer under way: its choices, and where their text goes. Subclassed by Generation."""
 
+    exchange: Exchange
     streaming: bool
     num_open: int
     is_open: bool

@@ -102,12 +102,14 @@ cdef class Choice:
 
 cdef class Response:
 
+    def __cinit__(self):
+        self.descriptor = -1
+
     def __init__(self, exchange, bint streaming, text_event=None):
         """``exchange`` as in exchange.pyx; ``text_event`` as in ResponseFormat."""
         self.exchange = exchange
         self.streaming = streaming
         self.text_event = text_event
-        self.descriptor = -1
 
     # For subclasses
 
@@ -218,7 +220,7 @@ cdef class Response:
             self._open()
         if self.num_open == 0:
             self.ended = True
-            self.complete(to_bytes(self.out))
+            self._complete()
         elif self.streaming and self.out.size():
             events = to_bytes(self.out)
             self.out.clear()
@@ -259,11 +261,7 @@ cdef class Response:
         """Append the events of a marked choice to ``out``."""
         if choice.reason != RUNNING:
             self.num_open -= 1
-            if self.text_event is None and not choice.is_parsed:
-                text = choice.text.take_json()
-            else:
-                text = choice.text.take()
-            append(self.out, self.close_choice(choice, text))
+            self._close(choice)
         elif choice.is_parsed:
             if choice.in_lane():
                 choice.append_event(choice.lane_prefix, choice.lane_suffix, self.out)
@@ -277,4 +275,20 @@ cdef class Response:
             text = choice.text.take()
             if text:
                 append(self.out, self.text_event(text))
+        return 0
+
+    # For subclasses in Cython
+
+    cdef int _close(self, Choice choice) except -1:
+        """Append the last events of a choice to ``out``: close_choice."""
+        if self.text_event is None and not choice.is_parsed:
+            text = choice.text.take_json()
+        else:
+            text = choice.text.take()
+        append(self.out, self.close_choice(choice, text))
+        return 0
+
+    cdef int _complete(self) except -1:
+        """All choices are closed: complete."""
+        self.complete(to_bytes(self.out))
         return 0

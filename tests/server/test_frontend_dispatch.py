@@ -15,7 +15,7 @@ from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.histogram import Histogram
 from minisgl_fast.server.response import Choice, Response
 from minisgl_fast.text.stream import TextStream
-from minisgl_fast.wire import FinishReason, FrameKind, pack_step
+from minisgl_fast.wire import AddTemplate, FinishReason, FrameKind, pack_step
 
 RUNNING, END_EOS, LENGTH = FinishReason.RUNNING, FinishReason.EOS, FinishReason.LENGTH
 ABORTED, STOP_TOKEN = FinishReason.ABORTED, FinishReason.STOP_TOKEN
@@ -353,7 +353,9 @@ def choice_of(tokenizer):
 
 def test_submit_sends_add_and_abort_sends_abort_once(frontend, tokenizer):
     choice = choice_of(tokenizer)
-    rid = frontend.submit(choice, [1, 2], SamplingParams(), seed=2**64 - 1, max_tokens=9)
+    rid = frontend.submit(
+        choice, [1, 2], AddTemplate(SamplingParams()), seed=2**64 - 1, max_tokens=9
+    )
     (kind, payload) = frontend.channel.sent.pop()
     sent = unpack_add(payload)
     assert kind == FrameKind.ADD
@@ -369,7 +371,7 @@ def test_room_is_bounded_by_open_choices(frontend, tokenizer):
     with pytest.raises(OverloadedError):
         frontend.check_room(3)
     choice = choice_of(tokenizer)
-    frontend.submit(choice, [1], SamplingParams(), seed=0, max_tokens=1)
+    frontend.submit(choice, [1], AddTemplate(SamplingParams()), seed=0, max_tokens=1)
     with pytest.raises(OverloadedError):
         frontend.check_room(2)
     frontend.abort(choice)
@@ -396,7 +398,7 @@ def test_lengths_at_their_edges(frontend):
 
 def test_the_engines_end_fails_open_choices_once_and_refuses_new_ones(frontend, tokenizer):
     choice = choice_of(tokenizer)
-    frontend.submit(choice, [1], SamplingParams(), seed=0, max_tokens=1)
+    frontend.submit(choice, [1], AddTemplate(SamplingParams()), seed=0, max_tokens=1)
     frontend.on_close("out of memory at /secret/path")
     frontend.on_close()
     (error,) = choice.response.log
