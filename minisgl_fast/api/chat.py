@@ -51,8 +51,8 @@ class Chat:
         formats = Formats.choose(
             config.reasoning_parser, config.tool_call_parser, frontend.template.source
         )
-        self._formats = formats
-        self._outputs = ChatOutputs(formats, frontend.tokenizer)
+        self.formats = formats
+        self.outputs = ChatOutputs(formats, frontend.tokenizer)
         self._thinking = ThinkingForm(formats, frontend.tokenizer)
         self.bounds_thinking = not self._thinking.why_not
         found = {"tools": formats.tools, "thinking": formats.reasoning}
@@ -60,7 +60,7 @@ class Chat:
 
     def render(self, body: ChatRequest, messages: Messages) -> str:
         """The prompt's text. RequestError if the model has no place for what is in the request."""
-        self._outputs.check(body)
+        self.outputs.check(body)
         if not messages:
             if body.input_ids is None:
                 return body.prompt or ""
@@ -78,6 +78,10 @@ class Chat:
 
     def start(self, call: ChatCall, body: ChatRequest, messages: Messages) -> None:
         """Answer the request. Without messages its ``prompt`` is the text as it is."""
+        self._pipeline.start(self.task(call, body, messages))
+
+    def task(self, call: ChatCall, body: ChatRequest, messages: Messages) -> Task:
+        """The request as the pipeline takes it. RequestError."""
         pipeline = self._pipeline
         asked = body.max_tokens
         if body.max_completion_tokens is not None:
@@ -90,8 +94,8 @@ class Chat:
                 raise RequestError(error.message.replace("max_tokens", name), param=name) from error
             raise
         prompt = self.render(body, messages)
-        output = self._outputs.choose(body, prompt, call.form)
-        grammar = chat_grammar(body, self._formats, pipeline.tokenizer, prompt)
+        output = self.outputs.choose(body, prompt, call.form)
+        grammar = chat_grammar(body, self.formats, pipeline.tokenizer, prompt)
         thinking = None
         if body.thinking_token_budget is not None:
             thinking = self._thinking.budget(
@@ -100,32 +104,30 @@ class Chat:
                 has_tools=bool(body.offered_tools),
                 param="thinking_token_budget",
             )
-        if output is not None and self._outputs.keeps_special:
+        if output is not None and self.outputs.keeps_special:
             params = replace(params, skip_special_tokens=False)
-        pipeline.start(
-            Task(
-                route=call.route,
-                request=call.request,
-                exchange=call.exchange,
-                body=body,
-                prompts=[prompt if body.input_ids is None else body.input_ids],
-                params=params,
-                make_format=lambda prompts: call.form,
-                max_tokens=None if call.cuts_to_context else asked,
-                default_max_tokens=asked or pipeline.config.default_max_tokens,
-                received=call.received,
-                stream=bool(body.stream),
-                param=_prompt_field(body),
-                add_special_tokens=(
-                    not messages if body.add_special_tokens is None else body.add_special_tokens
-                ),
-                output=output,
-                grammar=grammar,
-                extras=call.extras,
-                logprobs=body.logprob_options,
-                logprobs_param=body.logprobs_param,
-                thinking=thinking,
-            )
+        return Task(
+            route=call.route,
+            request=call.request,
+            exchange=call.exchange,
+            body=body,
+            prompts=[prompt if body.input_ids is None else body.input_ids],
+            params=params,
+            make_format=lambda prompts: call.form,
+            max_tokens=None if call.cuts_to_context else asked,
+            default_max_tokens=asked or pipeline.config.default_max_tokens,
+            received=call.received,
+            stream=bool(body.stream),
+            param=_prompt_field(body),
+            add_special_tokens=(
+                not messages if body.add_special_tokens is None else body.add_special_tokens
+            ),
+            output=output,
+            grammar=grammar,
+            extras=call.extras,
+            logprobs=body.logprob_options,
+            logprobs_param=body.logprobs_param,
+            thinking=thinking,
         )
 
 

@@ -334,3 +334,9 @@ class ChatOutputs:
             end_tokens=self._end_tokens if body.offered_tools else self._end_tokens[:1],
         )
         return make
+
+    def only_one(self, body: ChatRequest, prompt: str, form: MessageFormat) -> ChatOutput:
+        """The output of a request's one choice, where ``choose`` makes one."""
+        make = self.choose(body, prompt, form)
+        assert make is not None
+        return make(0)

@@ -14,5 +14,7 @@ cdef class Generation(Response):
 
     cpdef start_choices(self, list choices)
     cpdef tuple end_of(self, Choice choice, tuple stops, grammar_param)
+    cpdef bytes feed_output(self, output, Choice choice, bytes text)
+    cpdef bytes close_output(self, output, Choice choice, answer)
     cpdef succeed(self, str finish_reason)
     cpdef release(self)

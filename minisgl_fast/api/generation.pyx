@@ -64,6 +64,28 @@ cdef class Generation(Response):
         reason = _FINISH_REASONS[<int>choice.reason]
         return reason, choice.last_token if reason == "stop" else None, choice.reason == EOS
 
+    cpdef bytes feed_output(self, output, Choice choice, bytes text):
+        """The events of the next text of a choice that a ChatOutput takes apart."""
+        events = output.feed(text)
+        choice.is_parsed = not output.is_plain
+        choice.set_lane(*output.lane())
+        return events
+
+    cpdef bytes close_output(self, output, Choice choice, answer):
+        """The last events of such a choice; changes the Answer, whose text is UTF-8 or, if the
+        choice is no longer parsed, JSON-escaped."""
+        events = b""
+        if choice.is_parsed:
+            events = output.finish(answer.text)
+            answer.text = b""
+            if not self.streaming:
+                answer.message = output.message()
+        answer.finish_reason = output.finish_reason(answer.finish_reason)
+        answer.num_reasoning_tokens = output.num_reasoning_tokens(
+            choice.num_tokens, choice.num_at_mark, self.frontend.tokenizer.encode
+        )
+        return events
+
     cpdef succeed(self, str finish_reason):
         """The answer is complete."""
         self.metrics.count_request(self.route, 200, finish_reason)

@@ -221,10 +221,18 @@ _PLAIN_COMPLETION = PlainBody(
 )
 
 
+def plain_chat(body: bytes) -> ChatRequest | None:
+    """The request of a plain body (plain_body.py) with messages; None for any other."""
+    plain = _PLAIN_CHAT.read(body)
+    if plain is None or not plain.messages or len(plain.messages) > MAX_MESSAGES:
+        return None
+    return plain
+
+
 def parse_chat(body: bytes) -> tuple[ChatRequest, list[dict[str, Any]]]:
     """The checked request and its messages as they came, for the template."""
-    plain = _PLAIN_CHAT.read(body)
-    if plain is not None and plain.messages and len(plain.messages) <= MAX_MESSAGES:
+    plain = plain_chat(body)
+    if plain is not None and plain.messages is not None:
         return plain, [{"role": m.role, "content": m.content} for m in plain.messages]
     return check_chat(parse_json(body))
 
@@ -277,10 +285,16 @@ def _without_messages(request: ChatRequest, others: list[str]) -> list[dict[str,
     return []
 
 
+def plain_completion(body: bytes) -> CompletionRequest | None:
+    """The request of a plain body with a prompt; None for any other."""
+    plain = _PLAIN_COMPLETION.read(body)
+    return None if plain is None or plain.prompt is None else plain
+
+
 def parse_completion(body: bytes) -> tuple[CompletionRequest, list[Prompt]]:
     """The checked request and its prompts, one or more."""
-    plain = _PLAIN_COMPLETION.read(body)
-    if plain is not None and plain.prompt is not None:
+    plain = plain_completion(body)
+    if plain is not None:
         return plain, read_prompts(plain.prompt, param="prompt")
     request, fields = parse_body(body, CompletionRequest)
     check_refused(fields, is_chat=False)

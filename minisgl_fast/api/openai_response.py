@@ -48,7 +48,8 @@ class Echo:
 
 
 class Head(NamedTuple):
-    """What stands at the top of an OpenAI object. ``rid``: the client's own id, as it is."""
+    """What stands at the top of an OpenAI object. ``rid``: the client's own id, as it is.
+    ``created``: seconds since 1970 in digits, those of the moment if empty."""
 
     request_id: str
     model: str
@@ -56,6 +57,7 @@ class Head(NamedTuple):
     rid: str | None = None
     has_tier: bool = False  # the request has a service_tier
     streams: bool = True  # a whole answer has no use for events
+    created: bytes = b""
 
 
 def _no_event(fields: bytes) -> bytes:
@@ -85,11 +87,11 @@ class _OpenAIFormat(ResponseFormat):
         """The beginning of an object, up to its choices."""
         head = self._answer_head
         tier = b',"service_tier":"default"' if head.has_tier else b""
-        return b'{"id":%b%b,"object":"%b","created":%d,"model":%b,"choices":[' % (
+        return b'{"id":%b%b,"object":"%b","created":%b,"model":%b,"choices":[' % (
             orjson.dumps(head.rid or self.id_prefix + head.request_id),
             tier,
             kind,
-            time.time(),
+            head.created or b"%d" % time.time(),
             orjson.dumps(head.model),
         )
 

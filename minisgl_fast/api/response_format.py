@@ -13,11 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import orjson
 
 from minisgl_fast.api.chat_deltas import quoted
 from minisgl_fast.api.logprobs import TokenLogprobs
+from minisgl_fast.api.usage import usage_json
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.errors_json import error_body
 from minisgl_fast.server.exchange import EVENT_STREAM
@@ -35,19 +37,9 @@ class Usage:
     reasoning_tokens: int | None = None  # None where nothing tells reasoning from content
 
     def to_json(self) -> bytes:
-        usage = (
-            b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
-            b'"prompt_tokens_details":{"cached_tokens":%d}'
-            % (
-                self.prompt_tokens,
-                self.completion_tokens,
-                self.prompt_tokens + self.completion_tokens,
-                self.cached_tokens,
-            )
+        return usage_json(
+            self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens
         )
-        if self.reasoning_tokens is not None:
-            usage += b',"completion_tokens_details":{"reasoning_tokens":%d}' % self.reasoning_tokens
-        return usage + b"}"
 
 
 @dataclass(slots=True)
@@ -72,16 +64,22 @@ class Answer:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     embedding: Sequence[float] = ()
+    num_reasoning_tokens: int = 0
 
     def end(self) -> bytes:
-        """The keys behind the text of a finished choice: what ended it by SGLang's name, and by
-        vLLM's, where the model's own end is null."""
-        matched = orjson.dumps(self.matched)
-        return b'"finish_reason":"%b","matched_stop":%b,"stop_reason":%b' % (
-            self.finish_reason.encode(),
-            matched,
-            b"null" if self.is_eos else matched,
-        )
+        """The keys behind the text of a finished choice."""
+        return end_keys(self.finish_reason, self.matched, self.is_eos)
+
+
+@lru_cache(maxsize=1024)
+def end_keys(finish_reason: str, matched: str | int | None, is_eos: bool) -> bytes:
+    """What ended a choice, by SGLang's name, and by vLLM's, where the model's own end is null."""
+    by = orjson.dumps(matched)
+    return b'"finish_reason":"%b","matched_stop":%b,"stop_reason":%b' % (
+        finish_reason.encode(),
+        by,
+        b"null" if is_eos else by,
+    )
 
 
 @dataclass(frozen=True, slots=True)

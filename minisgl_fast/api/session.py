@@ -31,7 +31,6 @@ from minisgl_fast.api.response_format import (
 )
 from minisgl_fast.api.task import GENERATE, Ids, Task
 from minisgl_fast.errors import MinisglError
-from minisgl_fast.params import stop_program
 from minisgl_fast.server.frontend import Frontend
 from minisgl_fast.server.metrics import Metrics
 from minisgl_fast.server.response import Choice
@@ -131,16 +130,17 @@ class Session(Generation):
         if self._placed:
             return self._placed[choice.index].feed(text, self._take_logprobs(choice))
         output = self._outputs[choice.index] if self._outputs else None
-        events = self._plain_event(choice, text) if output is None else output.feed(text)
-        if choice.logprobs is not None:
-            if events:  # else the tokens wait for the text that the parser holds back
-                tokens = self._take_logprobs(choice)
-                prompt = choice.logprobs.take_prompt()
-                events = self._form.with_logprobs(events, NewTokens(choice.index, tokens, prompt))
-        elif output is not None and self._extras is None:
-            choice.is_parsed = not output.is_plain
-            choice.set_lane(*output.lane())
-        return events
+        if output is None:
+            events = self._plain_event(choice, text)
+        elif choice.logprobs is None and self._extras is None:
+            return self.feed_output(output, choice, text)
+        else:
+            events = output.feed(text)
+        if choice.logprobs is None or not events:  # tokens wait for text that the parser holds back
+            return events
+        tokens = self._take_logprobs(choice)
+        prompt = choice.logprobs.take_prompt()
+        return self._form.with_logprobs(events, NewTokens(choice.index, tokens, prompt))
 
     def close_choice(self, choice: Choice, text: bytes) -> bytes:
         reason, matched, is_eos = self.end_of(
@@ -203,13 +203,7 @@ class Session(Generation):
     def _choice(self, index: int) -> Choice:
         task = self._task
         params = task.params
-        text = self.frontend.tokenizer.stream(
-            params.stop,
-            params.include_stop_str_in_output,
-            params.skip_special_tokens,
-            params.min_tokens,
-            stop_program(params.stop_regex),
-        )
+        text = task.text_stream(self.frontend.tokenizer)
         writes_events = self.streaming and self._extras is None
         choice = Choice(
             self,
@@ -265,19 +259,10 @@ class Session(Generation):
 
     def _close_output(self, choice: Choice, answer: Answer) -> bytes:
         """Finish what takes the text apart; gives its last events and changes the answer."""
-        output = self._outputs[choice.index]
-        events = b""
-        if choice.is_parsed:
-            events = output.finish(answer.text)
-            answer.text = b""
-            if not self.streaming:
-                answer.message = output.message()
-        answer.finish_reason = output.finish_reason(answer.finish_reason)
+        events = self.close_output(self._outputs[choice.index], choice, answer)
         self._usage.reasoning_tokens = (
             self._usage.reasoning_tokens or 0
-        ) + output.num_reasoning_tokens(
-            choice.num_tokens, choice.num_at_mark, self.frontend.tokenizer.encode
-        )
+        ) + answer.num_reasoning_tokens
         return events
 
     def _close_placed(self, choice: Choice, answer: Answer) -> bytes:

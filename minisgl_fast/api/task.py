@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from minisgl_fast.api.logprobs import NO_LOGPROBS, LogprobOptions
 from minisgl_fast.api.sampling_params import cache_salt
+from minisgl_fast.params import stop_program
 from minisgl_fast.wire import AddTemplate
 from minisgl_fast.wire import Task as EngineTask
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from minisgl_fast.params import SamplingParams
     from minisgl_fast.server.exchange import Exchange
     from minisgl_fast.server.http_rules import HttpRequest
+    from minisgl_fast.text.stream import TextStream
+    from minisgl_fast.text.tokenizer import Tokenizer
     from minisgl_fast.token_rules import ThinkingBudget
 
 Ids: TypeAlias = Sequence[int]
@@ -63,6 +66,17 @@ class Task:
     checked: bytes = b""
     grammar_param: str | None = None
     thinking: ThinkingBudget | None = None
+
+    def text_stream(self, tokenizer: Tokenizer) -> TextStream:
+        """The text of a choice, before its first token."""
+        params = self.params
+        return tokenizer.stream(
+            params.stop,
+            params.include_stop_str_in_output,
+            params.skip_special_tokens,
+            params.min_tokens,
+            stop_program(params.stop_regex),
+        )
 
     def add_template(self) -> AddTemplate:
         """What the engine is told of every choice."""

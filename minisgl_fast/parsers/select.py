@@ -125,18 +125,26 @@ class Formats:
                 tools=with_tools,
             )
         tool_parser = _tool_parser(self.tools, tools) if with_tools else None
-        form = FORMATS.get(self.reasoning or "") if separate_reasoning else None
-        if form is not None:
-            end = prompt[-MAX_TAIL:].rstrip()
-            if not end.endswith(form.end):  # where the template closed it, thinking is off
-                reasoning = ReasoningParser(
-                    form,
-                    is_open=end.endswith(form.start),
-                    stream=stream_reasoning,
-                    tool_openers=tool_parser.openers if tool_parser else (),
-                )
-                return _Chain(reasoning, tool_parser)
-        return tool_parser
+        begins = self.reasoning_format(prompt) if separate_reasoning else None
+        if begins is None:
+            return tool_parser
+        reasoning = ReasoningParser(
+            FORMATS[self.reasoning or ""],
+            is_open=begins.is_open,
+            stream=stream_reasoning,
+            tool_openers=tool_parser.openers if tool_parser else (),
+        )
+        return _Chain(reasoning, tool_parser)
+
+    def watched(self, prompt: str) -> bytes | None:
+        """The bytes without which a whole answer, where no tools are offered, is all content, and
+        its text as it is. None where any is; no bytes where none is."""
+        if GPT_OSS in (self.reasoning, self.tools):
+            return b""
+        begins = self.reasoning_format(prompt)
+        if begins is None:
+            return None
+        return b"" if begins.is_open else begins.start.encode()[:1]
 
 
 class _Chain:

@@ -190,7 +190,7 @@ class Frontend:
         return max_tokens
 
     def submit(
-        self, choice: Choice, prompt: Sequence[int], add: AddTemplate, *, seed: int, max_tokens: int
+        self, choice: Choice, prompt: Sequence[int], add: AddTemplate, seed: int, max_tokens: int
     ) -> int:
         """Send one generation to the engine; returns its rid. Lengths were checked before.
 

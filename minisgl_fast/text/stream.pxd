@@ -39,6 +39,7 @@ cdef class TextStream:
     cdef readonly int64_t num_taken  # bytes that left pending, as they came
     cdef readonly int32_t matched  # index of the stop that ended the text, or -1
 
+    cpdef TextStream fresh(self)
     cdef bint push(self, int32_t token) except -1
     cdef void push_bytes(self, const char *data, size_t size) noexcept nogil
     cdef void _push_some(self, const char *data, size_t size) noexcept

@@ -10,6 +10,8 @@ class Window(Protocol):
 
     def step(self, token: int, /) -> str: ...
     def finish(self) -> str: ...
+    def fresh(self) -> Window:
+        """One that has decoded nothing."""
 
 class TokenTable:
     """The bytes of every token id, and which ids are special; immutable."""
@@ -46,6 +48,9 @@ class TextStream:
     ) -> None:
         """``stops``: UTF-8 of stop strings. RequestError(param="stop") if one is empty or not
         UTF-8. They and ``patterns`` count from the ``min_tokens``-th token on."""
+
+    def fresh(self) -> TextStream:
+        """A stream with the rules of this one, to which nothing was fed."""
 
     def feed(self, token: int) -> bool:
         """Append one token. Returns whether the text is finished."""

@@ -23,6 +23,7 @@ Rules:
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.string cimport memcpy
 from libcpp.string cimport string
 from libcpp.utility cimport move
 
@@ -103,6 +104,21 @@ cdef class TextStream:
             self.regex = StopRegex(patterns)
         for text in stops:
             self._add_stop(text)
+
+    cpdef TextStream fresh(self):
+        """A stream with the rules of this one, to which nothing was fed."""
+        cdef TextStream other = TextStream.__new__(TextStream, self.table)
+        other.include_stop = self.include_stop
+        other.skip_special = self.skip_special
+        other.num_unstoppable = self.num_unstoppable
+        if self.window is not None:
+            other.window = self.window.fresh()
+        if self.regex is not None:
+            other.regex = StopRegex(self.regex.program)
+        if not self.stops.empty():
+            other.stops = self.stops
+            memcpy(other.starts_stop, self.starts_stop, sizeof(self.starts_stop))
+        return other
 
     def feed(self, int32_t token):
         """Append one token. Returns whether the text is finished."""

@@ -28,6 +28,10 @@ class WindowDecoder:
         self._shown = ""  # what they decode to alone
         self._waiting: list[int] = []  # tokens whose text was not given out yet
 
+    def fresh(self) -> WindowDecoder:
+        """One that has decoded nothing."""
+        return WindowDecoder(self._tokenizer)
+
     def step(self, token: int, /) -> str:
         """The text that this token makes certain; often empty for byte tokens."""
         text = self._tokenizer.id_to_token(token)

@@ -343,8 +343,8 @@ def test_markup_that_is_a_special_token_is_kept_for_the_parser(serve, tokenizer)
     assert ChatOutputs(Formats(None, "mistral"), OneTokenMarks()).keeps_special
     assert not ChatOutputs(Formats("qwen3", "qwen25"), OneTokenMarks()).keeps_special
     server = serve(reasoning_parser="gpt-oss", tool_call_parser="gpt-oss")
-    assert not server.api.chat._outputs.keeps_special
-    server.api.chat._outputs.keeps_special = True
+    assert not server.api.chat.outputs.keeps_special
+    server.api.chat.outputs.keeps_special = True
     server.engine.script = lambda request: [*tokenizer.encode("a<|im_start|>b"), EOS]
     answer = json.loads(request(server, "POST", CHAT, {"messages": MESSAGES})[2])
     assert answer["choices"][0]["message"]["content"] == "a<|im_start|>b"
