@@ -44,6 +44,7 @@ _REFUSED = {
             "lora_path",
             "return_hidden_states",
             "return_routed_experts",
+            "routed_experts_start_len",
             "session_params",
         )
     },
@@ -299,6 +300,7 @@ def _sampling(given: Any, body: NativeRequest, where: str, vocab_size: int) -> A
             ignore_eos=asked.ignore_eos,
             no_stop_trim=asked.no_stop_trim,
             skip_special_tokens=asked.skip_special_tokens,
+            spaces_between_special_tokens=asked.spaces_between_special_tokens,
             json_schema=asked.json_schema,
             regex=asked.regex,
             ebnf=asked.ebnf,

@@ -30,6 +30,7 @@ from minisgl_fast.api.openai_request import Prompt
 from minisgl_fast.api.sampling_fields import SamplingFields
 from minisgl_fast.api.sampling_params import (
     check_logprob_ids,
+    check_spaces,
     check_token_ids,
     sampling_params,
 )
@@ -140,6 +141,8 @@ class Pipeline:
         body = task.body
         if body.rid is not None or body.request_id is not None:
             task.exchange.names = (body.rid, body.request_id)
+        if body.spaces_between_special_tokens is False:
+            check_spaces(task.params, self.tokenizer)
         if body.truncate_prompt_tokens is None:
             limit = self.frontend.check_ready().max_model_len
             for prompt in task.prompts:

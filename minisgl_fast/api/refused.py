@@ -23,6 +23,8 @@ REFUSED: dict[str, Refusal] = {
     "return_hidden_states": Refusal("hidden states are not kept", (False,)),
     "return_meta_info": Refusal("/generate has meta_info", (False,)),
     "return_routed_experts": Refusal("no served model has experts", (False,)),
+    "routed_experts_start_len": Refusal("no served model has experts", (0,)),
+    "routed_experts_prompt_start": Refusal("no served model has experts", (0,)),
     "return_cached_tokens_details": Refusal("usage has cached_tokens", (False,)),
     "return_spec_tokens_details": Refusal("nothing is speculated", (False,)),
     "functions": Refusal("tools has taken its place", ([],)),
@@ -66,6 +68,7 @@ REFUSED_OUTSIDE_CHAT: dict[str, Refusal] = {
     "include_reasoning": Refusal(_CHAT_ONLY, (False,)),
     "continue_final_message": Refusal(_CHAT_ONLY, (False,)),
     "documents": Refusal(_CHAT_ONLY, ([],)),
+    "chat_template_kwargs": Refusal(_CHAT_ONLY, ({},)),
     "input_ids": Refusal("prompt takes token ids"),
 }
 # And for the route with messages.

@@ -131,7 +131,10 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     ] = None
     spaces_between_special_tokens: Annotated[
         bool | None,
-        doc("Either value: no tokenizer that is served here puts blanks between special tokens."),
+        doc(
+            "Blanks between special tokens that are shown are those that the tokenizer's decoder "
+            "puts there, most often none; `false` is refused where it does."
+        ),
     ] = None
     n: Annotated[int | None, doc("Answers per prompt.", minimum=1, maximum=MAX_N)] = None
     stream: Annotated[bool | None, doc("Answer in server-sent events.")] = None

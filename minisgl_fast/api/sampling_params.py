@@ -14,6 +14,7 @@ from minisgl_fast.api.logprobs import MAX_LOGPROB_IDS, MAX_TOP_LOGPROBS
 from minisgl_fast.api.sampling_fields import MAX_N, SamplingFields
 from minisgl_fast.errors import RequestError
 from minisgl_fast.params import MAX_INT32, SamplingDefaults, SamplingParams
+from minisgl_fast.text.tokenizer import Tokenizer
 
 # Below this a temperature is greedy: logits divided by it would leave the range of float32.
 LOWEST_TEMPERATURE = 1e-5
@@ -101,6 +102,16 @@ def check_logprob_ids(ids: Sequence[int], vocab_size: int) -> None:
         )
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         raise RequestError(f"{name} must hold token ids in [0, {vocab_size - 1}].", param=name)
+
+
+def check_spaces(params: SamplingParams, tokenizer: Tokenizer) -> None:
+    """RequestError if there would be blanks between special tokens, which are not wanted."""
+    if tokenizer.puts_spaces and not params.skip_special_tokens:
+        name = "spaces_between_special_tokens"
+        raise RequestError(
+            f"{name} cannot be false: the decoder of this model's tokenizer puts them there.",
+            param=name,
+        )
 
 
 def check_num_top(name: str, num_top: int) -> None:

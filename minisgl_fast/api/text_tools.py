@@ -7,15 +7,16 @@ it got from ``/generate``, with the same result as the server.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from minisgl_fast.api.body import read_body, type_error
+from minisgl_fast.api.body import doc, read_body, type_error
 from minisgl_fast.api.chat import Chat
 from minisgl_fast.api.chat_fields import check_tools
 from minisgl_fast.api.openai_request import MAX_PROMPTS, parse_chat
 from minisgl_fast.api.pipeline import Pipeline
+from minisgl_fast.api.refused import unsupported
 from minisgl_fast.api.routes import Route, Routes
 from minisgl_fast.api.task import Ids
 from minisgl_fast.errors import RequestError
@@ -33,10 +34,19 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     """A ``prompt``, or several, or ``messages`` and what else of a chat makes its prompt."""
 
     model: str | None = None
-    prompt: str | list[str] | None = None
-    messages: list[Any] | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
+    prompt: Annotated[str | list[str] | None, doc("A text, or several.")] = None
+    messages: Annotated[
+        list[Any] | None,
+        doc(
+            "A chat, whose other fields count as they do there: `tools`, "
+            "`add_generation_prompt`, `continue_final_message`, `chat_template_kwargs` and more."
+        ),
+    ] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        doc("Put what the tokenizer puts around a text (default: not around a chat)."),
+    ] = None
+    return_token_strs: Annotated[bool | None, doc("Add the text of each token.")] = None
 
 
 class Tokens(msgspec.Struct, omit_defaults=True):
@@ -89,6 +99,7 @@ class SeparateReasoningRequest(msgspec.Struct, kw_only=True):
 
     text: str
     reasoning_parser: str | None = None
+    return_blocks: Annotated[bool | None, doc("True is refused.")] = None
 
 
 class SeparatedReasoning(msgspec.Struct):
@@ -208,6 +219,8 @@ class TextTools:
 
     def separate_reasoning(self, request: HttpRequest, exchange: Exchange) -> None:
         body = read_body(request, SeparateReasoningRequest)
+        if body.return_blocks:
+            raise unsupported("return_blocks", "the answer is two texts")
         name = _chosen(
             "reasoning_parser", body.reasoning_parser, self._formats.reasoning, REASONING_PARSERS
         )

@@ -18,7 +18,7 @@ import threading
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,13 @@ class Tokenizer:
         if any(not 0 <= token < 2**31 for token in ids):
             raise RequestError("Token ids must be in [0, 2^31).", param="tokens")
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def puts_spaces(self) -> bool:
+        """Whether its decoder puts blanks between special tokens that follow each other."""
+        special = [token for token in range(self.vocab_size) if self.is_special(token)][:2]
+        apart = "".join(self.decode([token], skip_special_tokens=False) for token in special)
+        return self.decode(special, skip_special_tokens=False) != apart
 
     def stream(
         self,

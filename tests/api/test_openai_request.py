@@ -162,6 +162,7 @@ def test_a_temperature_too_small_for_float32_is_greedy():
 
 
 REFUSED = [
+    ("routed_experts_start_len", 3),
     ("functions", [{"name": "f"}]),
     ("modalities", ["text", "audio"]),
     ("return_meta_info", True),

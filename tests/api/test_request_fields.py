@@ -294,13 +294,23 @@ def test_completions_take_max_completion_tokens_too(server):
     assert server.engine.added[-1].max_tokens == 3
 
 
-def test_spaces_between_special_tokens_change_nothing(server):
-    texts = [
-        ok(server, COMPLETIONS, prompt="Hi", max_tokens=60, seed=1, skip_special_tokens=False,
-           spaces_between_special_tokens=value)["choices"][0]["text"]
-        for value in (True, False)
-    ]  # fmt: skip
+def test_no_spaces_between_special_tokens_are_refused_where_there_are_some(server):
+    ask = {"prompt": "Hi", "max_tokens": 60, "seed": 1, "skip_special_tokens": False}
+    name = "spaces_between_special_tokens"
+    texts = [ok(server, COMPLETIONS, **ask, **{name: value})["choices"][0]["text"]
+             for value in (True, False)]  # fmt: skip
     assert texts[0] == texts[1]
+    tokenizer = server.frontend.tokenizer
+    assert tokenizer.puts_spaces is False
+    tokenizer.__dict__["puts_spaces"] = True  # as of a tokenizer without a decoder
+    try:
+        assert error(server, COMPLETIONS, **ask, **{name: False})["param"] == name
+        native = {"sampling_params": {"skip_special_tokens": False, name: False}}
+        assert name in error(server, "/generate", text="Hi", **native)["param"]
+        ok(server, COMPLETIONS, **ask, **{name: True})
+        ok(server, COMPLETIONS, **{**ask, "skip_special_tokens": True, name: False})
+    finally:
+        tokenizer.__dict__["puts_spaces"] = False
 
 
 def test_extra_keys_divide_the_cache_like_salts(server):

@@ -118,6 +118,7 @@ def test_special_tokens_are_left_out_unless_wanted(server, tokenizer):
         ),
         ("/separate_reasoning", {}, "text"),
         ("/separate_reasoning", {"text": "x", "reasoning_parser": "y"}, "reasoning_parser"),
+        ("/separate_reasoning", {"text": "x", "return_blocks": True}, "return_blocks"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_that_names_the_field(server, path, body, param):

@@ -7,9 +7,10 @@ import random
 import unicodedata
 
 import pytest
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from minisgl_fast.errors import ContextLengthError, ModelError, RequestError
 from minisgl_fast.model.gguf_metadata import read_metadata
@@ -311,3 +312,23 @@ def test_gguf_metadata_that_cannot_be_rebuilt_is_refused(changes, message):
     } | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
     with pytest.raises(ModelError, match=message):
         build_tokenizer(metadata)
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_blanks_between_special_tokens_are_those_of_transformers(tmp_path, spaced):
+    fast = FastTokenizer(models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    if not spaced:
+        fast.decoder = decoders.Fuse()
+    fast.add_special_tokens(["<s>", "</s>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = [3, 4, 0, 3]
+    for asked in (False, True):  # no fast tokenizer of theirs looks at the flag
+        theirs = PreTrainedTokenizerFast(tokenizer_object=fast).decode(
+            ids, skip_special_tokens=False, spaces_between_special_tokens=asked
+        )
+        assert tokenizer.decode(ids, skip_special_tokens=False) == theirs
+    assert theirs == ("<s> </s> a <s>" if spaced else "<s></s>a<s>")
+    assert tokenizer.puts_spaces is spaced
+    tokenizer.close()
