@@ -28,6 +28,7 @@ from minisgl_fast.errors import ConfigError
 
 EXIT_FAILED = 1  # nothing was completed
 SETTINGS = ("request_rate", "burstiness", "max_concurrency", "num_prompts", "seed", "dataset")
+RAMP_SETTINGS = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
 GC_THRESHOLD = 50_000
 
 DESCRIPTION = """Load a server that speaks OpenAI's API, and measure what its users would see.
@@ -160,6 +161,8 @@ def _run(
         settings["request_rate"] = "inf"  # JSON has no infinity
     if math.isinf(options.burstiness):
         settings["burstiness"] = "inf"
+    if options.ramp_up_strategy:
+        settings |= {name: getattr(options, name) for name in RAMP_SETTINGS}
     if client.is_interrupted:
         settings["interrupted"] = True
     return make_report(

@@ -61,7 +61,10 @@ def make_report(
     for name in METRICS:
         _summarise(report, name, getattr(results, name), percentiles)
     if max_concurrency is not None:
-        _summarise(report, "client_queue_time", results.done_queue_times(), percentiles)
+        _summarise(report, "client_queue_time", results.queue_times(), percentiles)
+        if isinstance(settings.get("request_rate"), float):  # else all were due at once
+            waits = results.queue_times(with_latency=True)
+            _summarise(report, "e2el_including_client_queue", waits, percentiles)
     report["minisgl_fast"] = {
         "tokens_per_event": tokens_per_event,
         "events_per_read": results.num_events / max(cost.num_reads, 1),

@@ -131,12 +131,16 @@ class Results:
     def _done(self) -> Iterator[int]:
         return (index for index, is_done in enumerate(self.is_done) if is_done)
 
-    def done_queue_times(self) -> Distribution:
-        """How long completed requests waited in this client for --max-concurrency."""
-        queued = Distribution()
+    def queue_times(self, with_latency: bool = False) -> Distribution:
+        """How long completed requests waited in this client for --max-concurrency.
+
+        with_latency: and for their answer after that, from when they were due to the last event.
+        """
+        times = Distribution()
         for index in self._done():
-            queued.add(self.queue_times_s[index])
-        return queued
+            latency_s = self.latencies_s[index] if with_latency else 0.0
+            times.add(self.queue_times_s[index] + latency_s)
+        return times
 
     def peak_concurrency(self) -> int:
         """Most completed requests at once, each from its send up to its last event."""

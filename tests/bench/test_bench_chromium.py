@@ -27,16 +27,20 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def pages(tmp_path_factory):
+    """A folder with the page of a run, of a comparison and of a sweep."""
     folder = tmp_path_factory.mktemp("report")
     with in_thread(SseServer()) as server:
         options = ["--base-url", server.url, "--model", "m", "--quiet", "--num-prompts", "8"]
         options += ["--output-len", "5", "--input-len", "4"]
         for name in ("one", "two"):
-            assert main([*options, "--label", name, "--json", str(folder / f"{name}.json")]) == 0
+            files = ["--json", str(folder / f"{name}.json"), "--html", str(folder / f"{name}.html")]
+            assert main([*options, "--label", name, *files]) == 0
+        points = ["--concurrencies", "1,4", "--html", str(folder / "sweep.html")]
+        assert main(["sweep", *options, *points]) == 0
     files = [str(folder / "one.json"), str(folder / "two.json")]
     assert main(["compare", *files, "--html", str(folder / "both.html")]) == 0
-    return folder / "both.html"
+    return folder
 
 
 @pytest.fixture
@@ -63,12 +67,16 @@ def open_page(tmp_path):
     return run
 
 
-def test_the_page_is_drawn_without_a_console_error(page, open_page):
-    drawn, said = open_page(page)
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("one", ["one"]), ("both", ["one", "two"]), ("sweep", ["1 at once", "4 at once"])],
+)
+def test_a_page_is_drawn_without_a_console_error(pages, open_page, name, labels):
+    drawn, said = open_page(pages / f"{name}.html")
     assert "CONSOLE" not in said, said
     assert drawn.count("<svg") >= 6 and drawn.rstrip().endswith("</html>")
-    assert "one" in drawn and "two" in drawn
-    assert json.loads((page.parent / "one.json").read_text())["completed"] == 8
+    assert all(label in drawn for label in labels)
+    assert json.loads((pages / "one.json").read_text())["completed"] == 8
 
 
 def test_a_console_error_would_be_noticed(open_page, tmp_path):
@@ -77,7 +85,8 @@ def test_a_console_error_would_be_noticed(open_page, tmp_path):
     assert "CONSOLE" in open_page(broken)[1]
 
 
-def test_nothing_in_the_page_can_run_or_fetch(page):
-    text = page.read_text()
+@pytest.mark.parametrize("name", ["one", "both", "sweep"])
+def test_nothing_in_a_page_can_run_or_fetch(pages, name):
+    text = (pages / f"{name}.html").read_text()
     for word in ("<script", 'http-equiv="refresh', "src=", "@import", "url(", "onload", "<iframe"):
         assert word not in text

@@ -82,6 +82,26 @@ def test_every_request_can_be_saved(server, tmp_path):
     assert [len(gaps) for gaps in report["itls"]] == [3] * 6
 
 
+def test_the_file_has_the_keys_of_vllm_bench_serve(server, tmp_path):
+    """Those of vLLM with --save-detailed, but the texts of the answers."""
+    path = tmp_path / "run.json"
+    shape = ("--max-concurrency", "2", "--request-rate", "500", "--percentiles", "50,99.9")
+    assert bench(server, "--json", str(path), "--save-detailed", "--quiet", *shape) == 0
+    report = json.loads(path.read_text())
+    statistics = ("mean", "median", "std", "p50", "p99.9")
+    times = ("ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue")
+    assert set(report) == {
+        *("date", "endpoint_type", "backend", "label", "model_id", "tokenizer_id", "num_prompts"),
+        *("request_rate", "burstiness", "max_concurrency"),
+        *("duration", "completed", "failed", "total_input_tokens", "total_output_tokens"),
+        *("request_throughput", "request_goodput", "output_throughput", "total_token_throughput"),
+        *("input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times"),
+        *("errors", "max_output_tokens_per_s", "max_concurrent_requests", "rtfx"),
+        *(f"{statistic}_{name}_ms" for statistic in statistics for name in times),
+        *("base_url", "dataset", "seed", "minisgl_fast"),  # ours
+    }
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -105,6 +125,8 @@ def test_options_work_together(server, arguments, tmp_path):
     report = json.loads(path.read_text())
     assert report["failed"] == 0
     assert report["completed"] == (12 if "--num-turns" in arguments else 6)
+    assert report.get("ramp_up_strategy") == ("linear" if "linear" in arguments else None)
+    assert report.get("ramp_up_end_rps") == (500 if "linear" in arguments else None)
     if "secret" in arguments:
         assert {r.headers["authorization"] for r in server.requests} == {"Bearer secret"}
         assert {r.headers["x-a"] for r in server.requests} == {"b=c"}

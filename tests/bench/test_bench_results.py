@@ -144,6 +144,13 @@ def test_arrays_and_queue_times_stand_there_on_request_only(results):
     assert "mean_client_queue_time_ms" not in report(results)
     queued = report(results, max_concurrency=2)
     assert queued["mean_client_queue_time_ms"] == pytest.approx(np.mean([0, 0.25, 1]) * 1e3)
+    assert not any("including_client_queue" in name for name in queued)
+    paced = report(results, max_concurrency=2, settings={**SETTINGS, "request_rate": 3.0})
+    waits = [0 + 1.25, 0.25 + 2.25, 1 + 0.125]  # A, B, C
+    assert paced["mean_e2el_including_client_queue_ms"] == pytest.approx(np.mean(waits) * 1e3)
+    assert paced["p99_e2el_including_client_queue_ms"] == pytest.approx(
+        np.percentile(waits, 99) * 1e3
+    )
     plain = Results()
     plain.succeed(plain.begin(1, 0.0, 0.0), answer(0.0, [1.0, 2.0]))
     assert set(report(plain)).isdisjoint(ARRAYS)
