@@ -41,6 +41,8 @@ NUM_PAGES = 1 << 20
 # tokens as one event may count too few.
 MAX_TOKENS_BEHIND = 8
 LONGEST_WAIT_S = 0.02
+# How long ticks that are late are made up for before the engine looks at what has come.
+LONGEST_RUN_S = 0.0005
 
 
 class Lane:
@@ -63,6 +65,10 @@ class Lane:
         self.num_tokens = 0  # since it was last idle
         self.num_generated = 0
         self.next_token = 0
+
+    def fileno(self) -> int:
+        """The socket's, to wait for it."""
+        return self._socket.fileno()
 
     def __len__(self) -> int:
         """How many requests run."""
@@ -195,10 +201,11 @@ class FakeEngine:
 
     def serve(self) -> None:
         """Work until every frontend is gone."""
+        touched = self._lanes
         while True:
-            for lane in self._lanes:
+            for lane in touched:
                 lane.receive()
-            for sock in [sock for lane in self._lanes for sock in lane.channel.take_sockets()]:
+            for sock in [sock for lane in touched for sock in lane.channel.take_sockets()]:
                 self._lanes.append(self._lane(sock))
                 self._lanes[-1].channel.send(FrameKind.READY, self._facts)
             self._lanes = [lane for lane in self._lanes if not lane.channel.closed]
@@ -213,18 +220,31 @@ class FakeEngine:
             if now - self._last_stats >= STATS_INTERVAL_S or not busy:
                 self._last_stats = now
                 self._send_stats()
-            if self._tick_s or not busy:
-                wait_s = self._next_tick - now if busy else None
-                if wait_s is None or wait_s > 0:
-                    writable = [lane.channel for lane in self._lanes if lane.channel.has_unsent]
-                    select.select([lane.channel for lane in self._lanes], writable, [], wait_s)
-                    continue
-                # A late tick is made up for by the next one; the first has no one to be late for.
-                self._next_tick = max((self._next_tick or now) + self._tick_s, now)
-                for lane in busy:
-                    lane.step()
+            if not busy:
+                touched = self._wait(None)
+            elif self._tick_s:
+                touched = self._wait(self._tick(busy, now))
             else:
                 self._step_where_read(busy, now)
+                touched = self._lanes
+
+    def _wait(self, wait_s: float | None) -> list[Lane]:
+        """The frontends that have sent something, or have room for what is unsent, and until then
+        sleep, but not longer than that."""
+        unsent = [lane for lane in self._lanes if lane.channel.has_unsent]
+        readable, writable, _ = select.select(self._lanes, unsent, [], wait_s)
+        return [*readable, *(lane for lane in writable if lane not in readable)]
+
+    def _tick(self, busy: list[Lane], now: float) -> float:
+        """The steps that are due, for some time at most; how long it is until the next one."""
+        until = now + LONGEST_RUN_S
+        while self._next_tick <= now < until and all(map(len, busy)):
+            # A late tick is made up for by the next one; the first has no one to be late for.
+            self._next_tick = max((self._next_tick or now) + self._tick_s, now)
+            for lane in busy:
+                lane.step()
+            now = time.perf_counter()
+        return max(self._next_tick - now, 0.0)
 
     def _lane(self, sock: socket.socket) -> Lane:
         return Lane(sock, self._tokens, waits=not self._tick_s)
