@@ -3,9 +3,6 @@
 A plain socket is read by the client's poller, TLS by its transport, which connects, writes and
 closes in both cases.
 
-Sockets acknowledge every second packet, not each (TCP_QUICKACK off; Linux does as it likes when the
-next one is late): a streamed token is a packet, and its acknowledgement a third of its cost.
-
 Rules: bytes go to the reader and nowhere else, so no Python object is made per event; a request
 ends exactly once, by one call of the client: ``answered``, ``failed`` or ``resend``.
 """
@@ -13,7 +10,6 @@ ends exactly once, by one call of the client: ``answered``, ``failed`` or ``rese
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, cast
 
 from minisgl_fast.bench.poller import Poller
@@ -59,10 +55,7 @@ class Connection(asyncio.Protocol):
         """Have the poller read, from a time on when nothing has come yet."""
         if not self._transport.is_closing():
             self._transport.pause_reading()
-            sock = self._transport.get_extra_info("socket")
-            if hasattr(socket, "TCP_QUICKACK"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-            self._descriptor = sock.fileno()
+            self._descriptor = self._transport.get_extra_info("socket").fileno()
             self._poller = poller
             poller.watch(self._descriptor, self._reader, self)
 
