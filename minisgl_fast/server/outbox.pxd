@@ -3,6 +3,8 @@
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from minisgl_fast.server.ring cimport Send, SendRing
+
 
 cdef struct Chunk:
     void *owner      # whose it is, for the caller
@@ -16,6 +18,8 @@ cdef class Outbox:
     """HTTP chunks that wait for one ``send``, and the sockets they go to."""
     cdef string data              # append events here between begin and end
     cdef vector[Chunk] chunks
+    cdef vector[Send] sends
+    cdef SendRing ring
 
     cdef void begin(self) noexcept
     cdef void end(self, int descriptor, void *owner) noexcept

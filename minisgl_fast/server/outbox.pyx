@@ -1,8 +1,9 @@
 """Outbox: one step's HTTP chunks, sent straight on their sockets.
 
 The events of every stream are written into one buffer that is kept from step to step, each stream's
-framed as one HTTP chunk (RFC 9112 section 7.1) where it stands, and leave by one ``send(2)`` a
-stream. No Python object is made, and the interpreter lock is free while the kernel works.
+framed as one HTTP chunk (RFC 9112 section 7.1) where it stands, and leave by one send a stream, all
+in one system call where the kernel lets us (ring.pyx). No Python object is made, and the
+interpreter lock is free while the kernel works.
 
 Rules, for who fills it:
 - Only a plain TCP socket, and only while its transport has nothing unsent: nothing may overtake.
@@ -13,10 +14,7 @@ Rules, for who fills it:
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t c_send "send"(int descriptor, const void *data, size_t size, int flags)
-    int MSG_DONTWAIT
-    int MSG_NOSIGNAL
+from minisgl_fast.server.ring cimport Send, SendRing
 
 cdef enum:
     # Room for the size of a chunk, in hexadecimal, and its line end.
@@ -28,6 +26,9 @@ cdef const char *HEX_DIGITS = b"0123456789abcdef"
 
 
 cdef class Outbox:
+
+    def __cinit__(self):
+        self.ring = SendRing()
 
     cdef void begin(self) noexcept:
         """A chunk begins: its events are to be appended to ``data``."""
@@ -63,16 +64,21 @@ cdef class Outbox:
         """Give every chunk to its socket, as far as that takes it now."""
         cdef const char *data = self.data.data()
         cdef Chunk *chunk
+        cdef Send *send
         cdef size_t i
-        cdef ssize_t num_sent
+        if self.chunks.empty():
+            return
+        self.sends.resize(self.chunks.size())
+        for i in range(self.chunks.size()):
+            chunk = &self.chunks[i]
+            send = &self.sends[i]
+            send.descriptor = chunk.descriptor
+            send.data = data + chunk.start
+            send.size = chunk.size
         with nogil:
-            for i in range(self.chunks.size()):
-                chunk = &self.chunks[i]
-                num_sent = c_send(
-                    chunk.descriptor, data + chunk.start, chunk.size, MSG_DONTWAIT | MSG_NOSIGNAL
-                )
-                if num_sent > 0:
-                    chunk.num_sent = <size_t>num_sent
+            self.ring.send(self.sends)
+        for i in range(self.chunks.size()):
+            self.chunks[i].num_sent = <size_t>max(self.sends[i].result, 0)
 
     cdef bytes rest(self, size_t index):
         """What the socket of a chunk has not taken."""
