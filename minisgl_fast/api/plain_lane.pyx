@@ -32,6 +32,7 @@ from minisgl_fast.api.plain_session cimport PlainSession, Recipe
 from minisgl_fast.server.http_request cimport HttpRequest
 
 from minisgl_fast.api.plain_body import PlainMessage
+from minisgl_fast.errors import MinisglError
 
 cdef enum:
     MAX_KNOWN = 2048
@@ -119,7 +120,11 @@ cdef class PlainLane:
             self._known[around] = _SEEN_ONCE
             return None
         if found is _SEEN_ONCE:
-            found = self._known[around] = self._learn(data[:start], data[end:size])
+            try:
+                found = self._learn(data[:start], data[end:size])
+            except MinisglError:  # which the other way finds in its turn
+                found = None
+            self._known[around] = found
         return found
 
     cdef object _checked(self, const vector[int32_t] &ids):

@@ -16,12 +16,11 @@ from libc.string cimport memchr
 from libcpp.string cimport string, to_string
 
 from minisgl_fast.api.generation cimport Generation
-from minisgl_fast.api.mold cimport CREATED, END, NUM_GAPS, REQUEST_ID, TEXT, USAGE, Mold
+from minisgl_fast.api.mold cimport CREATED, END, NUM_GAPS, REQUEST_ID, TEXT, USAGE
 from minisgl_fast.api.usage cimport append_usage
 from minisgl_fast.server.response cimport Choice
 from minisgl_fast.server.string_bytes cimport append, to_bytes
 from minisgl_fast.text.stream cimport TextStream
-from minisgl_fast.wire cimport AddTemplate
 
 from minisgl_fast.api.response_format import Answer, Usage, end_keys
 from minisgl_fast.api.session import fresh_seed
@@ -33,10 +32,10 @@ cdef class Recipe:
         self, task not None, TextStream text not None, dict molds not None, make_form,
         make_output=None, bytes watched=None, template_kwargs=None,
     ):
-        """``task``: one of these requests. ``text``: as it begins. ``molds``: by the names of ResponseFormat's methods,
-        those of a stream or "body". ``make_form(request_id, created)`` makes the format that they
-        are of. ``watched``: what Formats.watched makes of their prompts; if it is not None,
-        ``make_output(form)`` makes a ChatOutput."""
+        """``task``: one of these requests. ``text``: as it begins. ``molds``: by the names of
+        ResponseFormat's methods, those of a stream or "body". ``make_form(request_id, created)``
+        makes the format that they are of. ``watched``: what Formats.watched makes of their prompts;
+        if it is not None, ``make_output(form)`` makes a ChatOutput."""
         params = task.params
         self.route = task.route
         self.param = task.param
