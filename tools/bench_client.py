@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "tools" / "front"))
 from front_figures import at_least, at_most  # noqa: E402
 from front_loads import SENTENCE, median, stream_row  # noqa: E402
 from front_main import Bench, make_parser, run  # noqa: E402
-from front_rounds import Row, steal_text  # noqa: E402
+from front_rounds import Row, lost_text  # noqa: E402
 from front_servers import FLOOR, OURS, Server  # noqa: E402
 
 EVENTS_PER_S, EVENTS_SECONDS = 200_000, 2
@@ -65,12 +65,12 @@ class LoadClient(Bench):
                     self.loads.bench(server, n, 20)
                     run_of = partial(self._events, server, n, EVENTS_PER_S * EVENTS_SECONDS // n)
                     row = median(self.rounds.take({what: run_of})[what])
-                lines.append([what, str(n), *_cost_cells(row), steal_text(row)])
+                lines.append([what, str(n), *_cost_cells(row), lost_text(row)])
                 if pace:
                     name = f"load client, {n} streams: events a second of one core"
                     self.out.add(at_least(name, 1e6 / row["client_us"], EVENTS_PER_S))
         heads = ["the writer makes", "streams", "events/s", "of a core"]
-        heads += ["CPU us an event", "user", "system", "events a read", "loop late p99 ms", "steal"]
+        heads += ["CPU us an event", "user", "system", "events a read", "loop late p99 ms", "lost"]
         self.out.table(heads, lines)
 
     def streams(self) -> None:
@@ -107,7 +107,7 @@ class LoadClient(Bench):
         row = median(rows)
         names = [name for name in (REFERENCE, METRICS) if f"{name}: requests" in row]
         lines = []
-        for key in (key for key in row if ": " not in key and key != "steal"):
+        for key in (key for key in row if ": " not in key and key != "lost"):
             is_time = "ms" in key
             cells = [key, _number(row[key], is_time)]
             for name in names:
@@ -129,11 +129,10 @@ class LoadClient(Bench):
             lines.append(cells)
         heads = ["", "this client", *(head for name in names for head in (name, "ratio"))]
         self.out.table(heads, lines)
-        self.out.text(f"Steal: {steal_text(row)}.")
+        self.out.text(f"Lost: {lost_text(row)}.")
 
     def _events(self, server: Server, num_streams: int, num_tokens: int) -> Row:
-        report = self.loads.bench(server, num_streams, num_tokens)
-        return stream_row(report, num_streams * num_tokens)
+        return self.loads.streams(server, num_streams, num_tokens)
 
     def _agree(self, server: Server, reference: RunOnce | None) -> Row:
         """Figures of this client by their names, others' with the other's name before."""

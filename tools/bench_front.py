@@ -9,7 +9,7 @@ The server is ``minisgl-fast --fake-engine`` with Qwen3's tokenizer, alone on --
 engine and the client, ``minisgl-fast bench``, are on --client-cpu. Peers, where gcc and FastAPI are
 there: a bare epoll writer in C (front/floor.c), the floor, and FastAPI in the chunk shapes of vLLM
 and SGLang (front/fastapi_app.py); they take turns in every round. Medians over the quietest rounds
-(front/front_rounds.py: a round of which the machine's host took much is made again); CPU is the
+(front/front_rounds.py: one that lost much of its time to others is made again); CPU is the
 server process's. The last table has each figure beside its target.
 """
 
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "tools" / "front"))
 from front_figures import at_least, at_most  # noqa: E402
 from front_loads import SENTENCE, median, percentile  # noqa: E402
 from front_main import Bench, make_parser, run  # noqa: E402
-from front_rounds import Row, steal_text  # noqa: E402
+from front_rounds import Row, lost_text  # noqa: E402
 from front_servers import FLOOR, FLOOR_MERGED, OURS, Server, available_peers  # noqa: E402
 
 # Tokens of one run: enough for the kernel's ticks, which tell user from system time.
@@ -47,7 +47,7 @@ NUM_MANY = 2_000
 MANY_TICK_US = 50_000
 STREAM_HEADS = (
     "server", "streams", "tokens/s", "CPU us", "user", "system", "of floor", "tokens/event",
-    "TTFT p50", "p99 ms", "ITL p50", "p99 ms", "client us/event", "steal",
+    "TTFT p50", "p99 ms", "ITL p50", "p99 ms", "client us/event", "its core", "lost",
 )  # fmt: skip
 
 
@@ -124,11 +124,11 @@ class Front(Bench):
                 found = {name: median(several) for name, several in taken.items()}
                 for name, row in found.items():
                     costs = [f"{row[key]:.1f}" for key in ("cpu_us", "user_us", "system_us")]
-                    lines.append([case, name, f"{row['per_s']:,.0f}", *costs, steal_text(row)])
+                    lines.append([case, name, f"{row['per_s']:,.0f}", *costs, lost_text(row)])
                 what = f"requests of one token a second, {case}"
                 floor = found.get(FLOOR, {}).get("per_s")
                 self.out.add(at_least(what, found[OURS]["per_s"], target, floor=floor))
-        heads = ["request", "server", "a second", "CPU us", "user", "system", "steal"]
+        heads = ["request", "server", "a second", "CPU us", "user", "system", "lost"]
         self.out.table(heads, lines)
 
     def long(self) -> None:
@@ -183,9 +183,9 @@ class Front(Bench):
                 run_of(server)  # warm: every code path, not these prompts
             taken = self.rounds.take({name: partial(run_of, s) for name, s in servers.items()})
         found = {name: median(several) for name, several in taken.items()}
-        heads = ["server", "TTFT p50 ms", "p99 ms", "steal"]
+        heads = ["server", "TTFT p50 ms", "p99 ms", "lost"]
         lines = [
-            [name, f"{row['p50']:.1f}", f"{row['p99']:.1f}", steal_text(row)]
+            [name, f"{row['p50']:.1f}", f"{row['p99']:.1f}", lost_text(row)]
             for name, row in found.items()
         ]
         self.out.table(heads, lines)
@@ -264,8 +264,11 @@ class Front(Bench):
         for name, row in found.items():
             costs = [f"{row[key]:.2f}" for key in ("cpu_us", "user_us", "system_us")]
             ratio = f"{row['cpu_us'] / floor:.2f}" if floor else ""
-            keys = ("merged", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99", "client_us")
-            rest = [*(f"{row[key]:.2f}" for key in keys), steal_text(row)]
+            keys = (
+                *("merged", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"),
+                *("client_us", "client_share"),
+            )
+            rest = [*(f"{row[key]:.2f}" for key in keys), lost_text(row)]
             lines.append([name, str(n), f"{row['per_s']:,.0f}", *costs, ratio, *rest])
         self.out.table(STREAM_HEADS, lines)
         return found

@@ -150,18 +150,18 @@ def take(machine):
     """Runs of two cases with the given steal each; the runs that were made and those taken."""
     from front_rounds import Rounds
 
-    def run(steals, rounds=2, patience_s=60.0):
+    def run(steals, rounds=2, patience_s=60.0, waited=0.0):
         made = []
 
         def run_of(name):
             steal = steals[name][sum(other == name for other, _ in made)]
             machine.pass_time(100, steal)
             made.append((name, steal))
-            return {"at": len(made)}
+            return {"lost": waited}
 
         cases = {name: lambda name=name: run_of(name) for name in steals}
         rows = Rounds(rounds, patience_s, {0, 1}, stat=machine.path).take(cases)
-        return made, {name: [row["steal"] for row in several] for name, several in rows.items()}
+        return made, {name: [row["lost"] for row in several] for name, several in rows.items()}
 
     return run
 
@@ -188,7 +188,22 @@ def test_a_loud_machine_is_given_up(take):
     assert taken == {"a": [0.2, 0.19]}
 
 
-def test_medians_say_the_most_that_was_stolen():
+def test_a_server_that_waited_for_its_core_counts_as_loud(take):
+    made, taken = take({"a": [1, 2, 30, 4, 5, 6, 7]}, waited=0.05)
+    assert len(made) == 2 + 5
+    assert taken == {"a": [0.05, 0.05]}
+
+
+def test_medians_say_the_most_that_was_lost():
     from front_loads import median
 
-    assert median([{"x": 1, "steal": 0.01}, {"x": 3, "steal": 0.2}]) == {"x": 2, "steal": 0.2}
+    assert median([{"x": 1, "lost": 0.01}, {"x": 3, "lost": 0.2}]) == {"x": 2, "lost": 0.2}
+
+
+def test_the_time_that_a_process_waited_is_known():
+    import os
+
+    from front_servers import Cpu, cpu_of
+
+    assert cpu_of(os.getpid()).total > 0
+    assert Cpu(3.0, 1.0, 1.0, 0.5).since(Cpu(1.0, 0.0, 1.0, 0.25)) == Cpu(2.0, 2.0, 0.0, 0.25)

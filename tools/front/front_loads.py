@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from front_rounds import Row
+from front_rounds import LOST, Row
 from front_servers import Server, compiled
 
 SENTENCE = "the quick brown fox jumps over the lazy dog while a small server streams tokens to many"
@@ -50,6 +50,7 @@ class Loads:
             "cpu_s": cpu.total,
             "user_ticks_s": cpu.user,
             "system_ticks_s": cpu.system,
+            LOST: cpu.waited / report["duration"],
             **stream_row(report, num_streams * num_tokens),
         }
 
@@ -81,6 +82,7 @@ class Loads:
             "cpu_s": cpu.total,
             "user_ticks_s": cpu.user,
             "system_ticks_s": cpu.system,
+            LOST: cpu.waited / found["seconds"],
         }
 
 
@@ -107,10 +109,10 @@ def stream_row(report: dict[str, Any], num_tokens: int) -> Row:
 
 
 def median(rows: Sequence[Row]) -> Row:
-    """Medians of all; of steal the most; of user and system time, which the kernel counts in ticks,
-    the share of all rounds, applied to the exact total."""
+    """Medians of all; of what was lost the most; of user and system time, which the kernel counts
+    in ticks, the share of all rounds, applied to the exact total."""
     found = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    found["steal"] = max(row.get("steal", 0.0) for row in rows)
+    found[LOST] = max(row.get(LOST, 0.0) for row in rows)
     if "cpu_s" in found:
         found["cpu_us"] = statistics.median(row["cpu_s"] / row["num"] for row in rows) * 1e6
         user = sum(row["user_ticks_s"] for row in rows)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from front_figures import Output
 from front_loads import Loads
-from front_rounds import MAX_STEAL, Rounds
+from front_rounds import MAX_LOST, Rounds
 from front_servers import OURS, started
 
 
@@ -49,7 +49,7 @@ def make_parser(description: str | None, sections: Sequence[str]) -> argparse.Ar
         type=float,
         default=12.0,
         metavar="SECONDS",
-        help=f"for runs of a table that are made again as the host took over {MAX_STEAL:.0%}",
+        help=f"for runs of a table that are made again as they lost over {MAX_LOST:.0%}",
     )
     parser.add_argument("--server-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=min(1, (os.cpu_count() or 1) - 1))

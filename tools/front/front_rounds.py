@@ -1,9 +1,10 @@
-"""Rounds of measurements on a machine that may be busy: what its host took, and the quietest ones.
+"""Rounds of measurements on a machine that may be busy: what each lost to others, the quietest.
 
-A virtual machine's host may give its processors to others for a while: "steal" in /proc/stat. What
-is measured then is the host. So every run notes how much of its processors' time was stolen; runs
-with more than ``MAX_STEAL`` are made again, up to ``MAX_EXTRA`` times and within the time that is
-left for that, and medians are taken over the quietest ``rounds`` runs of each case.
+A virtual machine's host may give its processors to others for a while ("steal" in /proc/stat), and
+other processes may take the server's core from it. What is measured then is the machine. So every
+run notes the share of its time that was lost; runs that lost more than ``MAX_LOST`` are made again,
+up to ``MAX_EXTRA`` times and within the time that is left for that, and medians are taken over the
+quietest ``rounds`` runs of each case.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 
 Row = dict[str, float]
 STAT = Path("/proc/stat")
-MAX_STEAL = 0.03
+MAX_LOST = 0.03
 MAX_EXTRA = 5
+LOST = "lost"  # in a row: the larger of both shares, 0 to 1
 STEAL_FIELD, NUM_FIELDS = 7, 8  # user nice system idle iowait irq softirq steal
 
 
@@ -34,7 +36,7 @@ class Steal:
 
     def is_small(self) -> bool:
         """Whether what was measured is the machine's. A short run cannot tell a tick from none."""
-        return all(stolen <= max(passed * MAX_STEAL, 1) for stolen, passed in self._ticks())
+        return all(stolen <= max(passed * MAX_LOST, 1) for stolen, passed in self._ticks())
 
     def _ticks(self) -> list[tuple[int, int]]:
         """(stolen, all) of each processor."""
@@ -66,7 +68,10 @@ class Rounds:
     stat: Path = STAT
 
     def take(self, cases: Mapping[str, Callable[[], Row]]) -> dict[str, list[Row]]:
-        """The quietest runs of each case, each with its ``steal``, in the order they were made."""
+        """The quietest runs of each case, in the order they were made, each with what it lost.
+
+        A run's row may tell the share for which the server waited for its core.
+        """
         self.left_s += self.patience_s
         rows: dict[str, list[Row]] = {name: [] for name in cases}
         num_quiet = dict.fromkeys(cases, 0)
@@ -77,16 +82,17 @@ class Rounds:
                     continue
                 begin, steal = time.monotonic(), Steal(self.cpus, self.stat)
                 row = run()
-                rows[name].append({**row, "steal": steal.share()})
-                num_quiet[name] += steal.is_small()
+                waited = row.get(LOST, 0.0)
+                num_quiet[name] += steal.is_small() and waited <= MAX_LOST
+                rows[name].append({**row, LOST: max(steal.share(), waited)})
                 self.left_s -= (time.monotonic() - begin) * is_extra
         return {name: self._quietest(several) for name, several in rows.items()}
 
     def _quietest(self, rows: list[Row]) -> list[Row]:
-        chosen = sorted(range(len(rows)), key=lambda index: rows[index]["steal"])[: self.rounds]
+        chosen = sorted(range(len(rows)), key=lambda index: rows[index][LOST])[: self.rounds]
         return [rows[index] for index in sorted(chosen)]
 
 
-def steal_text(row: Row) -> str:
-    """What the host took of the runs that a row was made of."""
-    return f"{row['steal'] * 100:.1f} %"
+def lost_text(row: Row) -> str:
+    """The most that one of the runs lost which a row was made of."""
+    return f"{row[LOST] * 100:.1f} %"

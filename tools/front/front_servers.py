@@ -50,26 +50,32 @@ class Server:
 
 @dataclass
 class Cpu:
-    """Seconds of CPU of all threads: in all by the scheduler's clock, user and system by ticks."""
+    """Seconds of all threads: of CPU in all by the scheduler's clock, user and system by ticks.
+
+    waited: ready to run, while the core was busy with something else.
+    """
 
     total: float
     user: float
     system: float
+    waited: float = 0.0
 
     def since(self, before: Cpu) -> Cpu:
         """The difference; user and system share the exact total as the ticks say."""
         total = self.total - before.total
         user, system = self.user - before.user, self.system - before.system
         share = user / (user + system) if user + system else 0.0
-        return Cpu(total, total * share, total * (1 - share))
+        return Cpu(total, total * share, total * (1 - share), self.waited - before.waited)
 
 
 def cpu_of(pid: int) -> Cpu:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    total = sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    tasks = [
+        (task / "schedstat").read_text().split() for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+    total, waited = (sum(int(task[index]) for task in tasks) / 1e9 for index in (0, 1))
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     ticks = int(fields[11]) / TICKS_PER_SECOND, int(fields[12]) / TICKS_PER_SECOND
-    return Cpu(total / 1e9, *ticks)
+    return Cpu(total, *ticks, waited)
 
 
 def available_peers() -> list[str]:
