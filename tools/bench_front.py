@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "tools" / "front"))
 from front_figures import at_least, at_most  # noqa: E402
 from front_loads import SENTENCE, median, percentile  # noqa: E402
 from front_main import Bench, make_parser, run  # noqa: E402
-from front_rounds import Row, lost_text  # noqa: E402
+from front_rounds import LOST, Row, lost_text  # noqa: E402
 from front_servers import FLOOR, FLOOR_MERGED, OURS, Server, available_peers  # noqa: E402
 
 # Tokens of one run: enough for the kernel's ticks, which tell user from system time.
@@ -171,8 +171,10 @@ class Front(Bench):
         seeds = itertools.count()
 
         def run_of(server: Server) -> Row:
+            before = server.cpu_s()
             report = self.loads.bench(server, 64, 20, [*words, "--seed", str(next(seeds))])
-            return {"p50": report["median_ttft_ms"], "p99": report["p99_ttft_ms"]}
+            lost = server.cpu_s().since(before).waited / report["duration"]
+            return {"p50": report["median_ttft_ms"], "p99": report["p99_ttft_ms"], LOST: lost}
 
         with ExitStack() as stack:
             servers = {
