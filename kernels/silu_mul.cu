@@ -26,14 +26,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) silu_mul(
     pdl_wait();
     pdl_launch_dependents();
     const bf16* row = gate_up + (int64_t)blockIdx.x * 2 * width;
+    // Always one turn's loads ahead; the first are under way while the row's scale is found.
+    uint4 gate = make_uint4(0, 0, 0, 0), up = gate;
+    auto load = [&](int column) {
+        if (column >= width) return;
+        gate = *(const uint4*)(row + column);
+        up = *(const uint4*)(row + width + column);
+    };
+    const int stride = gridDim.y * THREADS * 8;
+    int column = (blockIdx.y * THREADS + threadIdx.x) * 8;
+    load(column);
     const float scale =
         rows ? inverse_rms<THREADS>(rows + (int64_t)blockIdx.x * hidden, hidden, eps) : 1.0f;
-    for (int column = (blockIdx.y * THREADS + threadIdx.x) * 8; column < width;
-         column += gridDim.y * THREADS * 8) {
-        const uint4 gate = *(const uint4*)(row + column);
-        const uint4 up = *(const uint4*)(row + width + column);
+    for (; column < width; column += stride) {
+        const uint4 g = gate, u = up;
+        load(column + stride);
         *(uint4*)(out + (int64_t)blockIdx.x * width + column) = make_uint4(
-            silu_mul_pair(gate.x, up.x, scale), silu_mul_pair(gate.y, up.y, scale),
-            silu_mul_pair(gate.z, up.z, scale), silu_mul_pair(gate.w, up.w, scale));
+            silu_mul_pair(g.x, u.x, scale), silu_mul_pair(g.y, u.y, scale),
+            silu_mul_pair(g.z, u.z, scale), silu_mul_pair(g.w, u.w, scale));
     }
 }

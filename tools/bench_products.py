@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from bench_gemm import MODELS, NAMES, random
 
-from minisgl_fast.backend import cuda_gemm
 from minisgl_fast.backend.cublaslt import Algorithm, CublasLt, Product, load_cublaslt
 from minisgl_fast.backend.cuda_gemm import SmallGemm
 
@@ -45,7 +44,6 @@ class Bench:
         device = torch.device("cuda", torch.cuda.current_device())
         self.stream = torch.cuda.Stream()
         self.lt: CublasLt | None = load_cublaslt(device)
-        cuda_gemm.WIDE_PAYS = True  # whatever the kernel can do
         self.gemm = SmallGemm(device)
         self._bandwidth = bandwidth * 1e12
         self._rate = rate * 1e12

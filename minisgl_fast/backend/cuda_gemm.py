@@ -26,10 +26,7 @@ MAX_STAGES = 8
 BLOCK_RESERVE = 1024  # shared memory that the system takes of every block
 WIDE_ROWS = 16
 MAX_SHARE = 80  # steps a block; x lies in shared memory
-MAX_WIDE_X = 16 * 3072  # elements of x, with more than 8 rows
-# Whether 9 to 16 rows of larger ones are ours too; cuBLAS was faster than the kernel's version 3.
-WIDE_PAYS = False
-WIDE_RING = 160 << 10  # bytes: a longer one brings no more
+MAX_WIDE_X = WIDE_ROWS * 3072  # elements of x, with more than 8 rows; then cuBLAS is faster
 MAX_TALL_X, MAX_TALL_W = 32 * 3072, 1 << 23  # elements of x and W, with more than 16 rows
 STEP_BYTES = 16 * STEP_K * 2  # of W, a 16-row tile, warp and step
 SMALL_TILE = 64 << 10
@@ -112,8 +109,6 @@ class SmallGemm:
 
     def plan(self, num_rows: int, n: int, k: int) -> Plan | None:
         """How to cut this product, None where it does not fit; fitted to what the H200 showed."""
-        if 8 < num_rows <= WIDE_ROWS and _is_wide(n, k):
-            return self._wide_plan(n, k)
         cluster, warps = self._split(num_rows, n, k)
         turns = -(-k // STEP_K // cluster // warps)
         tile_bytes = 32 * k * 2 // cluster
@@ -150,29 +145,6 @@ class SmallGemm:
                 ):
                     return plan
         return None
-
-    def _wide_plan(self, n: int, k: int) -> Plan | None:
-        """Of 9 to 16 rows of a large product: one block an SM, the longest rings, many tiles each.
-
-        The same for all of these row counts. None where x and a ring do not fit.
-        """
-        best: tuple[float, Plan | None] = 0.0, None
-        steps, tiles = k // STEP_K, -(-n // 32)
-        for cluster in (1, 2, 4, 8) if self._has_clusters else (1,):
-            clusters = self._num_sms // cluster
-            busy = tiles / (-(-tiles // clusters) * clusters)  # of the blocks' time
-            busy *= clusters * cluster / self._num_sms
-            share = -(-steps // cluster)
-            for warps in range(4, 9):
-                turns = share / (-(-share // warps) * warps)
-                for stages in range(MAX_STAGES, 0, -1):
-                    plan = Plan(2, cluster, warps, stages, 1)
-                    _, shared_bytes = self._launch_shape(plan, WIDE_ROWS, n, k, norm=True)
-                    if shared_bytes <= self._max_shared:
-                        ring = min(1.0, warps * stages * 2 * STEP_BYTES / WIDE_RING)
-                        best = max(best, (busy * turns * ring, plan), key=lambda one: one[0])
-                        break
-        return best[1]
 
     def _split(self, num_rows: int, n: int, k: int) -> tuple[int, int]:
         """(cluster, warps): how K is shared. The order of the sums depends on it, so it is the same
@@ -226,7 +198,13 @@ class SmallGemm:
         n_tiles = _n_tiles(num_rows)
         name = f"gemm_small_r{plan.row_tiles}_n{n_tiles}_c{plan.cluster}"
         kernel = get_kernel(name, "gemm_small", self._max_shared)
-        return _Launch(kernel, (grid,), plan.warps * 32, shared_bytes, plan.stages)
+        block = plan.warps * 32
+        if plan.cluster > 1 and grid < -(-n // 16 // plan.row_tiles) * plan.cluster:
+            # A cluster lies within a GPC, so not all SMs may find one: what does not run at once
+            # would run when all others have ended.
+            most = kernel.max_clusters(plan.cluster, block, shared_bytes)
+            grid = min(grid, plan.cluster * (most or grid))
+        return _Launch(kernel, (grid,), block, shared_bytes, plan.stages)
 
     def _run(
         self,
@@ -279,12 +257,7 @@ def _may_fit(num_rows: int, n: int, k: int) -> bool:
         return False
     if num_rows > WIDE_ROWS:
         return num_rows * k <= MAX_TALL_X and n * k <= MAX_TALL_W
-    return num_rows <= 8 or num_rows * k <= MAX_WIDE_X or WIDE_PAYS
-
-
-def _is_wide(n: int, k: int) -> bool:
-    """x of 16 rows leaves too little shared memory, and no more rows than that are taken."""
-    return k * WIDE_ROWS > MAX_WIDE_X and n * k > MAX_TALL_W
+    return num_rows <= 8 or num_rows * k <= MAX_WIDE_X
 
 
 def _is_long(n: int, k: int) -> bool:

@@ -29,8 +29,9 @@ from minisgl_fast.progress import Progress, silent
 
 try:
     from minisgl_fast.backend.launcher import launch as _launch
+    from minisgl_fast.backend.launcher import max_active_clusters as _max_active_clusters
 except ImportError:  # a checkout whose extension modules are not built: CuPy launches, without PDL
-    _launch = None  # type: ignore[assignment]
+    _launch = _max_active_clusters = None  # type: ignore[assignment]
 
 DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, per function
 
@@ -65,6 +66,15 @@ class Kernel:
         """Let launches use up to ``shared_bytes`` of dynamic shared memory. Never in a capture."""
         if shared_bytes > DEFAULT_SHARED_BYTES:
             self._raw.max_dynamic_shared_size_bytes = shared_bytes
+
+    def max_clusters(self, cluster: int, block: int, shared_bytes: int) -> int | None:
+        """How many clusters of so many blocks run at once; None where that cannot be told."""
+        if _max_active_clusters is None:
+            return None
+        try:
+            return _max_active_clusters(self._function, cluster, block, shared_bytes)
+        except RuntimeError:
+            return None
 
     def launch(
         self,

@@ -15,7 +15,8 @@ cdef extern from "<dlfcn.h>" nogil:
 
 cdef enum:
     MAX_ARGUMENTS = 64
-    PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CUlaunchAttributeID
+    CLUSTER_DIMENSION = 4  # CUlaunchAttributeID
+    PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 # CUlaunchAttribute: an id padded to 8 bytes, then a union of 64.
 cdef struct LaunchAttribute:
@@ -33,6 +34,7 @@ cdef struct LaunchConfig:
     unsigned int num_attributes
 
 ctypedef int (*LaunchFunction)(const LaunchConfig*, void*, void**, void**) noexcept nogil
+ctypedef int (*MaxClustersFunction)(int*, void*, const LaunchConfig*) noexcept nogil
 ctypedef int (*ErrorNameFunction)(int, const char**) noexcept nogil
 
 cdef void* _library = NULL
@@ -56,6 +58,39 @@ cdef str _error_name(int status):
     if describe != NULL and describe(status, &name) == 0 and name != NULL:
         return (<bytes>name).decode()
     return f"error {status}"
+
+
+def max_active_clusters(
+    uintptr_t function, unsigned int cluster, unsigned int block_x, unsigned int shared_bytes
+):
+    """How many clusters of so many blocks the device can run at once: they do not cross the
+    borders of its graphics processing clusters. RuntimeError if the driver refuses."""
+    cdef LaunchConfig config
+    cdef LaunchAttribute attribute
+    cdef int count = 0
+    cdef int status
+    if _library == NULL:
+        _open()
+    cdef MaxClustersFunction query = <MaxClustersFunction>dlsym(
+        _library, b"cuOccupancyMaxActiveClusters"
+    )
+    if query == NULL:
+        raise RuntimeError("the CUDA driver has no cuOccupancyMaxActiveClusters")
+    memset(&config, 0, sizeof(config))
+    memset(&attribute, 0, sizeof(attribute))
+    config.grid = [cluster, 1, 1]
+    config.block = [block_x, 1, 1]
+    config.shared_bytes = shared_bytes
+    attribute.id = CLUSTER_DIMENSION
+    attribute.value[0] = cluster
+    attribute.value[1] = 1
+    attribute.value[2] = 1
+    config.attributes = &attribute
+    config.num_attributes = 1
+    status = query(&count, <void*>function, &config)
+    if status != 0:
+        raise RuntimeError(_error_name(status))
+    return count
 
 
 def launch(

@@ -28,19 +28,15 @@ pytestmark = [pytest.mark.gpu, needs_gpu]
 
 @pytest.fixture(scope="module")
 def gemm():
-    """With all row counts that the kernel can do, whether or not they pay."""
-    from minisgl_fast.backend import cuda_gemm
+    from minisgl_fast.backend.cuda_gemm import SmallGemm
 
-    patch = pytest.MonkeyPatch()
-    patch.setattr(cuda_gemm, "WIDE_PAYS", True)
-    yield cuda_gemm.SmallGemm(torch.device("cuda"))
-    patch.undo()
+    return SmallGemm(torch.device("cuda"))
 
 
 def rows_of(gemm, n: int, k: int) -> list[int]:
-    """The row counts that this product has: all up to 8; up to 16 where x is small or W large."""
+    """The row counts that this product has: all up to 8; up to 16 where x is small."""
     rows = [count for count in ROWS if gemm.fits(count, n, k)]
-    most = 16 if k <= 3072 or n * k > 1 << 23 else 8
+    most = 16 if k <= 3072 else 8
     assert set(rows) >= {count for count in ROWS if count <= most}
     return rows
 
