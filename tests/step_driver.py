@@ -228,5 +228,5 @@ class Driver:
         """Logits [len(chunks), vocab] of the last token of each chunk."""
         step = on_device(self.step(chunks, use_last_token), self.device)
         self.backend.apply_updates(step, self.state)
-        hidden = self.model.forward(step, self.state, self.kv)
-        return self.model.logits(hidden.index_select(0, step.sample_rows))
+        hidden = self.model.forward(step, self.state, self.kv, step.sample_rows)
+        return self.model.logits(hidden)

@@ -69,7 +69,7 @@ class CudaExecutor:
             logits = self._logits[: plan.num_seqs]
         else:
             step = step_tensors(self._views, Counts.of(plan))
-            logits = self._runner.forward(step, plan.histories)
+            logits = self._runner.forward(step, plan.histories, plan.spans)
         self._forwarded = step, logits
 
     @torch.inference_mode()

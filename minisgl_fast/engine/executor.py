@@ -128,7 +128,7 @@ class CpuExecutor:
     @torch.inference_mode()
     def collect(self, buffers: StepBuffers) -> memoryview:
         step = self._launched.pop(id(buffers))
-        logits = self._runner.forward(step, buffers.plan.histories)
+        logits = self._runner.forward(step, buffers.plan.histories, buffers.plan.spans)
         tokens = self._runner.sample(step, logits)
         buffers.outputs = self._runner.outputs(buffers.plan.spans, logits, tokens)
         buffers.tokens[: step.num_samples].copy_(tokens)

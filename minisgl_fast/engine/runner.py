@@ -99,15 +99,23 @@ class ModelRunner:
                 "Lower --memory-ratio, --num-pages or --max-running-requests."
             ) from error
 
-    def forward(self, step: StepTensors, histories: Sequence[History]) -> Tensor:
-        """The model's part of a step; logits [num_samples, vocab], valid until the next one."""
+    def forward(
+        self, step: StepTensors, histories: Sequence[History], spans: Sequence[Span] = ()
+    ) -> Tensor:
+        """The model's part of a step; logits [num_samples, vocab], valid until the next one.
+
+        ``spans``: what ``outputs`` will be asked for.
+        """
         self.backend.apply_updates(step, self.state)
         for slot, tokens, num_prompt in histories:
             self.backend.reset_counts(self.state, slot, tokens, num_prompt)
+        # Else every token is sampled, in order.
+        rows = step.sample_rows if step.num_samples < step.num_tokens else None
+        if not any(span.sample < 0 for span in spans):
+            self._hidden = None
+            return self._model.logits(self._model.forward(step, self.state, self._kv, rows))
         hidden = self._hidden = self._model.forward(step, self.state, self._kv)
-        if step.num_samples < step.num_tokens:  # else every token is sampled, in order
-            hidden = hidden.index_select(0, step.sample_rows)
-        return self._model.logits(hidden)
+        return self._model.logits(hidden if rows is None else hidden.index_select(0, rows))
 
     def sample(self, step: StepTensors, logits: Tensor) -> Tensor:
         """The rest of it; the sampled tokens [num_samples] int32 on the device.

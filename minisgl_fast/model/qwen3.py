@@ -5,7 +5,8 @@
 The backend, which is passed in, does every operation; it may fuse a product with the norm before
 it or with what follows. The tokens of all sequences lie one after another, without padding. Only
 rows that are sampled, or asked for by log-probabilities and embeddings, reach the last norm and the
-vocabulary projection.
+vocabulary projection; where no other is asked for, they alone pass the last layer, behind its keys
+and values.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ class Qwen3:
             config.rope, config.head_dim, config.max_position, weights.norm.device
         )
 
-    def forward(self, step: StepTensors, state: DeviceState, kv: KVCache) -> Tensor:
-        """Run the layers; [num_tokens, hidden_size] in the model's dtype, before the last norm."""
+    def forward(
+        self, step: StepTensors, state: DeviceState, kv: KVCache, rows: Tensor | None = None
+    ) -> Tensor:
+        """Run the layers; [num_tokens, hidden_size] in the model's dtype, before the last norm.
+
+        ``rows`` int32: give only these, in this order.
+        """
         hidden = self._backend.embed(step, state, self._embed_tokens)
+        last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
-            hidden = layer.attention(hidden, step, state, kv.layer(index), self._rope_table)
+            only = rows if index == last else None
+            hidden = layer.attention(hidden, step, state, kv.layer(index), self._rope_table, only)
             hidden = layer.mlp(hidden)
         return hidden
 
@@ -70,7 +78,13 @@ class _Layer:
         self._down = backend.make_matrix(weights.down)
 
     def attention(
-        self, hidden: Tensor, step: StepTensors, state: DeviceState, kv_layer: Tensor, rope: Tensor
+        self,
+        hidden: Tensor,
+        step: StepTensors,
+        state: DeviceState,
+        kv_layer: Tensor,
+        rope: Tensor,
+        rows: Tensor | None,
     ) -> Tensor:
         q = self._backend.qkv(
             hidden,
@@ -86,6 +100,8 @@ class _Layer:
             self._head_dim,
         )
         attended = self._backend.attention(q, kv_layer, step, state, self._scale)
+        if rows is not None:
+            attended, hidden = attended.index_select(0, rows), hidden.index_select(0, rows)
         return self._backend.linear_add(attended, self._output, hidden)
 
     def mlp(self, hidden: Tensor) -> Tensor:
