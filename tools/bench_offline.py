@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import torch
 
-from minisgl_fast.backend import cuda_gemm, cuda_linear
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.model.config import ModelConfig
@@ -60,8 +59,6 @@ def mini_sglang_workload(num_requests: int = 256, seed: int = 0) -> list[Request
 def make_engine(arguments: argparse.Namespace) -> Engine:
     """An engine for the model of the command line."""
     path = model_folder(arguments.model)
-    cuda_gemm.WIDE_PAYS = arguments.wide_products
-    cuda_linear.PLAN_PRODUCTS = arguments.plan_products
     config = Config(
         model=str(path),
         dummy_weight=arguments.dummy_weight,
@@ -178,8 +175,6 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--cuda-graph-max-bs", type=int, default=256)
     parser.add_argument("--no-overlap", action="store_true")
     parser.add_argument("--num-pages", type=int, help="of the KV cache; default: what fits")
-    parser.add_argument("--wide-products", action="store_true", help="ours at 9 to 16 rows, too")
-    parser.add_argument("--plan-products", action="store_true", help="try cuBLAS's algorithms")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs; the best is reported")
     return parser
 

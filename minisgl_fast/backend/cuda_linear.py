@@ -11,7 +11,7 @@ kernel that takes it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,6 @@ from minisgl_fast.backend.interface import MIN_LOGIT_ROWS, Matrix, Norm
 from minisgl_fast.backend.kernel import get_kernel
 from minisgl_fast.backend.product_plans import ProductPlans
 
-# Whether a start looks for cuBLAS's fastest algorithms, or takes the ones that it ranks first.
-PLAN_PRODUCTS = False
 SILU_BLOCK = 128
 SILU_MIN_BLOCKS = 1500
 
@@ -53,7 +51,7 @@ class Linears:
 
     def planning(self) -> AbstractContextManager[None]:
         """Inside, products may be timed, and the fastest way kept."""
-        return self._plans.planning() if PLAN_PRODUCTS else nullcontext()
+        return self._plans.planning()
 
     def unscaled(self, x: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor | None, float]:
         """(product, rows, eps): if there are rows, the product is still to be scaled by their
