@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ("memcheck", "racecheck")
 # Tests of tests/kernels by file and expression (pytest -k).
 PARTS = {
-    "prefill": ("test_attention_prefill.py", "decode_rows or nan_row or (cached_prefix and 63)"),
+    "prefill": ("test_attention_prefill.py", "nan_row"),
+    "prefill_mixed": ("test_attention_prefill.py", "decode_rows"),
+    "prefill_cached": ("test_attention_prefill.py", "cached_prefix and 63"),
     "prefill_split": ("test_attention_prefill.py", "few_rows and lengths0"),
     "decode": ("test_attention_decode.py", "sequence_alone and 64 or nan_of or all_rows"),
     "kv_store": ("test_kv_store.py", "(matches and 7) or (rows_of and 64)"),
