@@ -148,3 +148,7 @@ class EngineDriver:
         rids = [self.add(**request) for request in requests]
         self.run()
         return [self.results[rid] for rid in rids]
+
+
+def tokens(results: Sequence[Result]) -> list[list[int]]:
+    return [result.tokens for result in results]

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from engine_driver import PAGE_SIZE, TINY_EOS_IDS, TINY_VOCAB_LIMIT, EngineDriver, Start
+from tiny_folder import make_tiny_model
 
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.progress import silent
+from minisgl_fast.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -33,5 +35,34 @@ def start(tiny_model: Path) -> Iterator[Start]:
         return EngineDriver(engines[-1])
 
     yield start_engine
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Iterator[Tokenizer]:
+    tokenizer = Tokenizer.load(folder)
+    yield tokenizer
+    tokenizer.close()
+
+
+@pytest.fixture(scope="module")
+def make_driver(folder: Path, tokenizer: Tokenizer) -> Iterator[Start]:
+    """Gives a function that starts an engine which knows its vocabulary, and so takes grammars."""
+    engines: list[Engine] = []
+
+    def make(**settings: Any) -> EngineDriver:
+        settings = {"num_pages": 256, "num_threads": 1, "device": "cpu"} | settings
+        config = Config(model=str(folder), dtype="float32", **settings)
+        vocabulary = tokenizer.vocabulary()
+        engines.append(Engine(config, folder, TINY_VOCAB_LIMIT, TINY_EOS_IDS, silent, vocabulary))
+        return EngineDriver(engines[-1])
+
+    yield make
     for engine in engines:
         engine.close()

@@ -6,13 +6,11 @@ import re
 
 import pytest
 from engine_driver import EngineDriver
-from tiny_folder import make_tiny_model
 
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import silent
-from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.vocabulary import Vocabulary
 from minisgl_fast.wire import FinishReason, grammar_of, pack_add
 
@@ -34,34 +32,6 @@ OBJECT = lark(
     '["x", "yy"]}}, "required": ["a", "b"], "additionalProperties": false, '
     '"x-guidance": {"whitespace_pattern": "[ ]{0,2}"}}'
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("grammar") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    tokenizer = Tokenizer.load(folder)
-    yield tokenizer
-    tokenizer.close()
-
-
-@pytest.fixture(scope="module")
-def make_driver(folder, tokenizer):
-    engines = []
-
-    def make(**settings):
-        settings = {"num_pages": 256, "num_threads": 1, "device": "cpu"} | settings
-        config = Config(model=str(folder), dtype="float32", **settings)
-        engine = Engine(config, folder, 259, [EOS], silent, tokenizer.vocabulary())
-        engines.append(engine)
-        return EngineDriver(engine)
-
-    yield make
-    for engine in engines:
-        engine.close()
 
 
 def text_of(tokenizer, result):

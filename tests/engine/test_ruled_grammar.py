@@ -4,16 +4,10 @@ definition and the model's own top tokens, which the answer's log-probabilities 
 import random
 
 import pytest
-from engine_driver import EngineDriver
-from tiny_folder import make_tiny_model
 
-from minisgl_fast.config import Config
-from minisgl_fast.engine.engine import Engine
 from minisgl_fast.engine.grammar import MaskRow
 from minisgl_fast.engine.ruled_grammar import RuledGrammar
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.progress import silent
-from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.token_rules import ThinkingBudget, TokenRules, bits_of, split
 from minisgl_fast.wire import FinishReason
 
@@ -23,23 +17,8 @@ DIGITS = b'%llguidance {"no_forcing": true}\nstart: /[0-9]{3,8}/'
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("ruled") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    tokenizer = Tokenizer.load(folder)
-    yield tokenizer
-    tokenizer.close()
-
-
-@pytest.fixture(scope="module")
-def driver(folder, tokenizer):
-    config = Config(model=str(folder), dtype="float32", num_pages=256, num_threads=1, device="cpu")
-    engine = Engine(config, folder, NUM_IDS, [EOS], silent, tokenizer.vocabulary())
-    yield EngineDriver(engine)
-    engine.close()
+def driver(make_driver):
+    return make_driver()
 
 
 def banned(token, before, words):
