@@ -139,12 +139,15 @@ class Formats:
     def watched(self, prompt: str) -> bytes | None:
         """The bytes without which a whole answer, where no tools are offered, is all content, and
         its text as it is. None where any is; no bytes where none is."""
-        if GPT_OSS in (self.reasoning, self.tools):
+        form = FORMATS.get(self.reasoning or "")
+        if form is None:
+            return b"" if GPT_OSS in (self.reasoning, self.tools) else None
+        end = prompt[-MAX_TAIL:].rstrip()  # what reasoning_format tells, faster
+        if end.endswith(form.end):
+            return b"" if self.tools == GPT_OSS else None
+        if form.forced or self.tools == GPT_OSS or end.endswith(form.start):
             return b""
-        begins = self.reasoning_format(prompt)
-        if begins is None:
-            return None
-        return b"" if begins.is_open else begins.start.encode()[:1]
+        return form.start.encode()[:1]
 
 
 class _Chain:

@@ -19,21 +19,26 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
 
+from minisgl_fast.text.find_any import FindAny
+
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Render: TypeAlias = Callable[[Messages, bool, Mapping[str, Any]], str | None]
 
 SWITCHES = ("enable_thinking", "thinking")
 _SWITCHES = frozenset(SWITCHES)
 _UNSTEADY = ("strftime_now", "random", "now(")
-# Text that templates look for in a content: then jinja2 decides.
-_WATCHED = {
-    # A character that is found, or not, much faster than the texts that have it.
-    ">": ("think>",),
-    "_": ("tool_",),
-    "|": ("<|", "|>"),
-    "[": ("[/",),
-    "<": ("<start_of_turn>", "<end_of_turn>"),
-}
+# Text that templates look for in a content: then jinja2 decides. Each with its rarest character.
+_WATCHED = FindAny(
+    (
+        (">", "think>"),
+        ("_", "tool_"),
+        ("|", "<|"),
+        ("|", "|>"),
+        ("[", "[/"),
+        ("<", "<start_of_turn>"),
+        ("<", "<end_of_turn>"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +134,10 @@ class QuickTemplate:
 
 
 def _has_watched(content: str) -> bool:
-    for character, texts in _WATCHED.items():
-        if character in content:
-            for text in texts:
-                if text in content:
-                    return True
-    return False
+    try:
+        return _WATCHED.found_in(content)
+    except UnicodeEncodeError:
+        return True
 
 
 def quick_template(source: str, render: Render) -> QuickTemplate | None:

@@ -155,6 +155,8 @@ class Tokenizer:
 
     def check_fits(self, text: str, max_model_len: int, *, param: str) -> None:
         """ContextLengthError if the text is surely as long as the context or longer."""
+        if 4 * len(text) < max_model_len:  # no character has more bytes, no byte more tokens
+            return
         num_tokens = self.min_num_tokens(text)
         if num_tokens >= max_model_len:
             raise ContextLengthError(

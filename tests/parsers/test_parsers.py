@@ -438,3 +438,20 @@ def test_tools_without_a_schema_are_tools():
     parser = Formats(None, "qwen3_coder").parser("", TOOLS)
     text = "<function=add><parameter=a>\n1\n</parameter></function>"
     assert join(run(parser, text)) == call(0, "add", '{"a": "1"}')
+
+
+@pytest.mark.parametrize("reasoning", [None, "qwen3", "deepseek-r1", "kimi", "gpt-oss"])
+@pytest.mark.parametrize("tools", [None, "qwen25", "gpt-oss"])
+@pytest.mark.parametrize(
+    "prompt", ["", "x", "<think>\n", "x</think>\n\n", "◁think▷", "◁/think▷ ", "</think>x"]
+)
+def test_a_whole_answer_without_watched_bytes_is_its_content(reasoning, tools, prompt):
+    formats = Formats(reasoning, tools)
+    watched = formats.watched(prompt)
+    parser = formats.parser(prompt)
+    assert (watched is None) == (parser is None)
+    if watched:
+        for text in ("", " \n", "plain", " a > b", "think>"):
+            parser = formats.parser(prompt)
+            assert watched not in text.encode()
+            assert join(parser.feed(text) + parser.finish()) == ([Content(text)] if text else [])
