@@ -37,7 +37,7 @@ def read_body(request: HttpRequest, shape: type[Shape]) -> Shape:
 
 def check_content_type(request: HttpRequest) -> None:
     """RequestError if the body says that it is something else than JSON."""
-    content_type = request.headers.get(b"content-type")
+    content_type = request.field(b"content-type")
     if content_type is not None and content_type != b"application/json":
         media_type = content_type.split(b";")[0].strip().lower()
         if media_type != b"application/json" and not media_type.endswith(b"+json"):

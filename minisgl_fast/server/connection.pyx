@@ -14,7 +14,8 @@ Rules:
 - No timer per connection or request: a state sets ``deadline`` and the server's sweep looks at it.
 - While the client does not read its answers, no further request is parsed.
 - ``send`` is the only place where answers leave, on the socket itself while the transport has
-  nothing unsent; ``descriptor`` lets the token loop do the same.
+  nothing unsent; ``descriptor`` lets the token loop do the same. A transport closes its socket only
+  after ``connection_lost``, so until then the number means no other client.
 - A head is taken only while this turn of the loop has time for it (http_state.pyx).
 """
 

@@ -40,6 +40,9 @@ cdef list _CHUNK_HEADS = [b"%x\r\n" % size for size in range(4096)]
 Headers = Sequence[tuple[bytes, bytes]]
 
 cdef enum:
+    HEAD_ROOM = 256  # most heads are shorter
+
+cdef enum:
     WAITING
     STREAMING
     DONE
@@ -108,6 +111,7 @@ cdef class Exchange:
         cdef bytes data
         cdef bint has_body = status != 204 and status != 304
         if has_body:
+            framing.reserve(HEAD_ROOM // 2)
             framing.append(b"content-type: ")
             append(framing, content_type)
             framing.append(b"\r\ncontent-length: ")
@@ -244,6 +248,7 @@ cdef class Exchange:
         cdef const char *request_id = PyUnicode_AsUTF8AndSize(request.request_id, &size)
         if server.draining:
             self._keep_alive = False
+        out.reserve(HEAD_ROOM)
         append(out, _STATUS_LINES[status])
         append(out, server.date_line)
         out.append(framing)

@@ -73,7 +73,7 @@ class HttpLimits:
     client_stall_timeout_s: float = 30.0
     linger_s: float = 2.0  # after an error: time for the client to read the answer before the close
     sweep_interval_s: float = 1.0
-    max_turn_s: float = 0.001  # of taking requests, before the loop looks at all else
+    max_turn_s: float = 0.002  # of taking requests, before the loop looks at all else
 
 
 # One space each side of the target (rule 11) and an upper-case method; llhttp takes several spaces.
