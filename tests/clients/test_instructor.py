@@ -46,53 +46,29 @@ def test_a_model_is_read_from_the_answer(scripted, mode):
     assert joke.punchline == "To watch the mouse."
 
 
-def test_a_small_model_is_bound_to_the_schema(smollm2):
-    person = patched(smollm2, instructor.Mode.JSON_SCHEMA).chat.completions.create(
-        model="smollm2",
-        messages=PERSON,
-        response_model=Person,
-        max_retries=0,
-        temperature=0,
-        max_tokens=200,
-    )
-    assert isinstance(person, Person)
+def about_ann(model, shape, **fields):
+    """A request for what ``shape`` has of a person."""
+    asked = {"max_retries": 0, "temperature": 0, "max_tokens": 200, **fields}
+    return {"model": model, "messages": PERSON, "response_model": shape, **asked}
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape"), [(instructor.Mode.JSON_SCHEMA, Person), (instructor.Mode.TOOLS, Closed)]
+)
+def test_a_small_model_is_bound(smollm2, mode, shape):
+    person = patched(smollm2, mode).chat.completions.create(**about_ann("smollm2", shape))
+    assert isinstance(person, shape)
 
 
 def test_a_model_comes_piece_by_piece(smollm2):
-    parts = patched(smollm2, instructor.Mode.JSON_SCHEMA).chat.completions.create_partial(
-        model="smollm2",
-        messages=PERSON,
-        response_model=Person,
-        max_retries=0,
-        temperature=0,
-        max_tokens=200,
-    )
-    *_, last = parts
+    client = patched(smollm2, instructor.Mode.JSON_SCHEMA)
+    *_, last = client.chat.completions.create_partial(**about_ann("smollm2", Person))
     assert Person.model_validate(last.model_dump())
-
-
-def test_a_small_model_is_bound_to_a_call(smollm2):
-    person = patched(smollm2, instructor.Mode.TOOLS).chat.completions.create(
-        model="smollm2",
-        messages=PERSON,
-        response_model=Closed,
-        max_retries=0,
-        temperature=0,
-        max_tokens=200,
-    )
-    assert isinstance(person, Closed)
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("mode", [instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA])
 def test_a_random_model_is_bound_just_as_well(tiny, mode, seed):
-    person = patched(tiny, mode).chat.completions.create(
-        model="tiny",
-        messages=PERSON,
-        response_model=Closed,
-        max_retries=0,
-        temperature=1.5,
-        max_tokens=1000,
-        seed=seed,
-    )
+    asked = about_ann("tiny", Closed, temperature=1.5, max_tokens=1000, seed=seed)
+    person = patched(tiny, mode).chat.completions.create(**asked)
     assert 0 <= person.age <= 150 and len(person.name) <= 20
