@@ -42,7 +42,14 @@ def make_parser(description: str | None, sections: Sequence[str]) -> argparse.Ar
         description=(description or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("sections", nargs="*", choices=[[], *sections], default=[])
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        choices=[[], *sections],
+        default=[],
+        metavar="SECTION",
+        help=f"of {', '.join(sections)} (default: all)",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--patience",
