@@ -207,3 +207,16 @@ def test_the_time_that_a_process_waited_is_known():
 
     assert cpu_of(os.getpid()).total > 0
     assert Cpu(3.0, 1.0, 1.0, 0.5).since(Cpu(1.0, 0.0, 1.0, 0.25)) == Cpu(2.0, 2.0, 0.0, 0.25)
+
+
+def test_both_programs_share_their_options(capsys):
+    from front_main import make_parser
+
+    parser = make_parser("Measures.\nMore.", ["one", "two"])
+    help_text = " ".join(parser.format_help().split())
+    assert "Measures. positional" in help_text and "of one, two" in help_text
+    assert "they lost over 3% (default: 12.0)" in help_text
+    assert parser.parse_args(["two", "--rounds", "5"]).sections == ["two"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["three"])
+    assert "invalid choice: 'three'" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def make_parser(description: str | None, sections: Sequence[str]) -> argparse.Ar
         type=float,
         default=12.0,
         metavar="SECONDS",
-        help=f"for runs of a table that are made again as they lost over {MAX_LOST:.0%}",
+        help=f"for runs of a table that are made again as they lost over {MAX_LOST:.0%}%",
     )
     parser.add_argument("--server-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=min(1, (os.cpu_count() or 1) - 1))
