@@ -48,7 +48,7 @@ def make_parser(description: str | None, sections: Sequence[str]) -> argparse.Ar
         choices=[[], *sections],
         default=[],
         metavar="SECTION",
-        help=f"of {', '.join(sections)} (default: all)",
+        help=f"of {', '.join(sections)}; all if none is named",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
