@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 
@@ -17,10 +18,10 @@ class Figure:
     name: str
     reached: float
     target: float
-    at_most: bool
     unit: str = ""
     digits: int = 0
     floor: float | None = None
+    at_most: bool = True
 
     @property
     def is_met(self) -> bool:
@@ -47,26 +48,8 @@ class Figure:
         return f"{value:,.{self.digits}f}{self.unit}"
 
 
-def at_most(
-    name: str,
-    reached: float,
-    target: float,
-    unit: str = "",
-    digits: int = 0,
-    floor: float | None = None,
-) -> Figure:
-    return Figure(name, reached, target, True, unit, digits, floor)
-
-
-def at_least(
-    name: str,
-    reached: float,
-    target: float,
-    unit: str = "",
-    digits: int = 0,
-    floor: float | None = None,
-) -> Figure:
-    return Figure(name, reached, target, False, unit, digits, floor)
+at_most = partial(Figure, at_most=True)
+at_least = partial(Figure, at_most=False)
 
 
 @dataclass(slots=True)
