@@ -100,7 +100,9 @@ class OpenAI:
             return ChatFormat(self._head(request_id, body, created))
 
         request = HttpRequest("POST", CHAT)
-        call = ChatCall(CHAT, request, cast(Exchange, None), 0.0, make_form("", b""))
+        exchange = cast(Exchange, None)
+        extras = Extras.wanted(body)
+        call = ChatCall(CHAT, request, exchange, 0.0, make_form("", b""), extras=extras)
         task = self._chat.task(call, body, [sample])
         (prompt,) = task.prompts
         return make_recipe(

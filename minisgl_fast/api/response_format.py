@@ -50,7 +50,8 @@ class Answer:
     ``message``: the whole message in JSON, where the text is not all of it. ``first_time`` and
     ``last_time``: when its first and last token came, by time.perf_counter(). ``logprobs``: the
     tokens of a whole answer, ``prompt_logprobs`` those of its prompt, where they were asked for; in
-    a stream they go through ``ResponseFormat.with_logprobs``.
+    a stream they go through ``ResponseFormat.with_logprobs``. ``num_reasoning_tokens``: of all that
+    were generated, where an answer has parts.
     """
 
     index: int

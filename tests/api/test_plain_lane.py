@@ -72,7 +72,9 @@ FIELDS = st.fixed_dictionaries(
         "ignore_eos": st.booleans(),
         "n": st.sampled_from([1, 2]),
         "stream": st.booleans(),
-        "stream_options": st.sampled_from([{"include_usage": True}, None]),
+        "stream_options": st.sampled_from(
+            [{"include_usage": True}, {"continuous_usage_stats": True}, {}, None]
+        ),
         "chat_template_kwargs": st.sampled_from([{"enable_thinking": False}, {}]),
         # Not plain.
         "user": st.just("u"),
@@ -113,6 +115,19 @@ async def test_a_request_that_comes_again_goes_the_short_way(tokenizer, template
     body = json.dumps({**prompt, "max_tokens": 9, "stream": stream}).encode()
     kinds = [(await outcome(short, path, body, [5], REASON.LENGTH))[2] for _ in range(3)]
     assert kinds == [["Session"], ["PlainSession"], ["PlainSession"]]
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("wanted", ["include_obfuscation", "continuous_usage_stats"])
+@on_a_loop
+async def test_what_wants_more_than_text_goes_the_long_way(tokenizer, template, path, wanted):
+    driver = Driver(tokenizer, template)
+    prompt = {"messages": [USER]} if path == CHAT else {"prompt": [1, 2]}
+    body = json.dumps({**prompt, "stream": True, "stream_options": {wanted: True}}).encode()
+    for _ in range(3):
+        written, _, kinds = await outcome(driver, path, body, [5], REASON.LENGTH)
+        assert kinds == ["Session"]
+        assert (b'"obfuscation":"' if wanted == "include_obfuscation" else b'"usage":{') in written
 
 
 ANSWERS = (
