@@ -46,7 +46,7 @@ _PREFLIGHT_HEAD = (
 )
 _ALLOW_ORIGIN = (
     b"access-control-allow-origin: %b\r\n"
-    b"access-control-expose-headers: x-request-id, retry-after\r\n"
+    b"access-control-expose-headers: x-request-id, request-id, retry-after\r\n"
 )
 _VARY = b"vary: origin\r\n"
 

@@ -316,7 +316,7 @@ def ask(access, request):
     }
 
 
-EXPOSED = b"x-request-id, retry-after"
+EXPOSED = b"x-request-id, request-id, retry-after"
 
 
 def test_without_a_list_no_answer_speaks_of_origins():
