@@ -83,8 +83,8 @@ cdef class PlainLane:
             end = _end_of_string(data, start, size)
         else:
             end = _read_ids(data, start, size, ids)
-        if end < 0:
-            return False
+        if end < 0 or (ids.empty() and not self._frontend.tokenizer.is_short(end - start, True)):
+            return False  # what is encoded elsewhere is not to be rendered twice
         recipe = self._recipe(data, start, end, size)
         if recipe is None:
             return False

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_driver import CHAT, COMPLETIONS, Driver, counters, ended
 
+from minisgl_fast.text.tokenizer import MAX_INLINE_CHARACTERS
 from minisgl_fast.wire import FinishReason, FrameKind
 
 USER = {"role": "user", "content": "Hi"}
@@ -128,6 +129,29 @@ async def test_what_wants_more_than_text_goes_the_long_way(tokenizer, template, 
         written, _, kinds = await outcome(driver, path, body, [5], REASON.LENGTH)
         assert kinds == ["Session"]
         assert (b'"obfuscation":"' if wanted == "include_obfuscation" else b'"usage":{') in written
+
+
+@on_a_loop
+async def test_what_is_encoded_off_the_loop_is_rendered_once(tokenizer, template):
+    rendered = []
+
+    class Counted:
+        def __getattr__(self, name):
+            return getattr(template, name)
+
+        def render(self, *arguments, **named):
+            rendered.append(arguments)
+            return template.render(*arguments, **named)
+
+    driver = Driver(tokenizer, Counted())
+    for _ in range(3):
+        body = json.dumps({"messages": [USER], "max_tokens": 9}).encode()
+        kinds = (await outcome(driver, CHAT, body, [5], REASON.LENGTH))[2]
+    assert kinds == ["PlainSession"]
+    rendered.clear()
+    long = {"role": "user", "content": "word " * (MAX_INLINE_CHARACTERS // 5)}
+    await driver.send(CHAT, json.dumps({"messages": [long], "max_tokens": 9}).encode())
+    assert len(rendered) == 1
 
 
 ANSWERS = (
