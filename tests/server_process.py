@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,18 @@ class Stream:
             data = b""
         self.received += data
         return bool(data)
+
+
+@contextmanager
+def serving(*flags: str | Path | int) -> Iterator[ServerProcess]:
+    """A server that is ready, and that ends well when it is told to."""
+    server = ServerProcess(*flags)
+    try:
+        yield server.wait_ready()
+        server.signal()
+        assert server.wait() == 0
+    finally:
+        server.end()
 
 
 def eventually(condition: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 from tiny_folder import make_tiny_model
 
 from minisgl_fast import cli
@@ -26,11 +26,8 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    server = ServerProcess("--fake-engine")
-    try:
-        yield server.wait_ready()
-    finally:
-        server.end()
+    with serving("--fake-engine") as server:
+        yield server
 
 
 def test_it_needs_no_model_and_says_the_words_of_its_text(server: ServerProcess) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minisgl_fast.text.tokenizer import Tokenizer
@@ -21,14 +21,11 @@ VOCAB_LIMIT = 259
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[ServerProcess]:
     # Prompts are computed in chunks of 24 tokens.
-    server = ServerProcess(
+    with serving(
         *("--model", tiny_model, "--served-model-name", "tiny"),
         *("--num-pages", 64, "--max-prefill-length", 24),
-    )
-    try:
-        yield server.wait_ready()
-    finally:
-        server.end()
+    ) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

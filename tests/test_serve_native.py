@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from server_process import ServerProcess, eventually
+from server_process import ServerProcess, eventually, serving
 from tiny_folder import make_tiny_model
 
 PROMPT = [*range(3, 53)]
@@ -17,13 +17,8 @@ GREEDY = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     model = make_tiny_model(tmp_path_factory.mktemp("native") / "model")
-    server = ServerProcess("--model", model, "--served-model-name", "tiny", "--num-pages", 256)
-    try:
-        yield server.wait_ready()
-        server.signal()
-        assert server.wait() == 0
-    finally:
-        server.end()
+    with serving("--model", model, "--served-model-name", "tiny", "--num-pages", 256) as server:
+        yield server
 
 
 def ask(server: ServerProcess, path: str = "/generate", **body: Any) -> Any:

@@ -13,7 +13,7 @@ import ollama
 import openai
 import pydantic
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 from tiny_folder import make_tiny_model
 
 USER = [{"role": "user", "content": "x"}]
@@ -28,16 +28,11 @@ class Point(pydantic.BaseModel):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     model = make_tiny_model(tmp_path_factory.mktemp("structured") / "model")
-    server = ServerProcess(
+    with serving(
         *("--model", model, "--served-model-name", "tiny", "--num-pages", 512),
         *("--tool-call-parser", "qwen25"),
-    )
-    try:
-        yield server.wait_ready()
-        server.signal()
-        assert server.wait() == 0
-    finally:
-        server.end()
+    ) as server:
+        yield server
 
 
 @pytest.fixture

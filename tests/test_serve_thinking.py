@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, serving
 from tiny_folder import add_marks, make_tiny_model
 
 from minisgl_fast.text.tokenizer import Tokenizer
@@ -46,16 +46,11 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tokens: dict[str, Any]) -> Iterator[ServerProcess]:
-    server = ServerProcess(
+    with serving(
         *("--model", tokens["folder"], "--served-model-name", "tiny"),
         *("--tool-call-parser", "qwen25"),
-    )
-    try:
-        yield server.wait_ready()
-        server.signal()
-        assert server.wait() == 0
-    finally:
-        server.end()
+    ) as server:
+        yield server
 
 
 @pytest.fixture

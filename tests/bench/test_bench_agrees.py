@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from server_process import ServerProcess
+from server_process import serving
 
 from minisgl_fast.bench.cli import main
 
@@ -13,11 +13,8 @@ SLACK_MS = 2000
 
 @pytest.fixture(scope="module")
 def server():
-    server = ServerProcess("--fake-engine", "--tick-us", str(TICK_MS * 1000))
-    try:
-        yield server.wait_ready()
-    finally:
-        server.end()
+    with serving("--fake-engine", "--tick-us", TICK_MS * 1000) as server:
+        yield server
 
 
 def totals(server, name):
