@@ -21,9 +21,11 @@ from minisgl_fast.wire import (
 )
 
 GREEDY = SamplingParams(temperature=0.0)
+HOT = SamplingParams(temperature=1.5, ignore_eos=True)
 # tools/make_tiny_model.py: 256 bytes, three control tokens, and ids without a text up to 320.
 TINY_VOCAB_LIMIT = 259
 TINY_EOS_IDS = (258,)
+END_OF_TEXT, TURN_END = 256, 258
 PAGE_SIZE = 16
 
 # start(**settings of Config): a fixture of the tests.

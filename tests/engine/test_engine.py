@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from engine_driver import (
+    END_OF_TEXT,
+    HOT,
     PAGE_SIZE,
     TINY_VOCAB_LIMIT,
+    TURN_END,
     EngineDriver,
     Result,
     Start,
@@ -19,9 +22,6 @@ from engine_driver import (
 
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.wire import FinishReason
-
-END_OF_TEXT, TURN_START, TURN_END = 256, 257, 258
-HOT = SamplingParams(temperature=1.5, ignore_eos=True)
 
 
 def mixed_requests(count: int, seed: int) -> list[dict[str, Any]]:

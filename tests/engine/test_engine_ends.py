@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from engine_driver import (
+    HOT,
     PAGE_SIZE,
     TINY_EOS_IDS,
     TINY_VOCAB_LIMIT,
@@ -22,10 +23,6 @@ from minisgl_fast.errors import ConfigError
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import silent
 from minisgl_fast.wire import FinishReason
-
-END_OF_TEXT, TURN_START, TURN_END = 256, 257, 258
-HOT = SamplingParams(temperature=1.5, ignore_eos=True)
-
 
 # Ends
 
