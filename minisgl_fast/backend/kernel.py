@@ -5,7 +5,8 @@
 
 Rules:
 - Arguments: an int for every pointer (``tensor.data_ptr()``), int32, uint32 or int64 parameter; a
-  float for every ``float`` parameter. No other parameter types exist in our kernels.
+  float for every ``float`` parameter; the bytes of ``tensor_map`` for a structure of 128 bytes
+  passed by value. No other parameter types exist in our kernels.
 - The stream is asked for at each launch, so a kernel always lands in the capture that is under way.
 - Loading a module inside a capture is an error of the driver: ``warm`` every kernel before.
 - A kernel that is launched with ``pdl=True`` (programmatic dependent launch, sm_90 and newer) runs
@@ -30,8 +31,9 @@ from minisgl_fast.progress import Progress, silent
 try:
     from minisgl_fast.backend.launcher import launch as _launch
     from minisgl_fast.backend.launcher import max_active_clusters as _max_active_clusters
+    from minisgl_fast.backend.launcher import tensor_map as _tensor_map
 except ImportError:  # a checkout whose extension modules are not built: CuPy launches, without PDL
-    _launch = _max_active_clusters = None  # type: ignore[assignment]
+    _launch = _max_active_clusters = _tensor_map = None  # type: ignore[assignment]
 
 DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, per function
 
@@ -80,7 +82,7 @@ class Kernel:
         self,
         grid: tuple[int, ...],
         block: int,
-        args: tuple[int | float, ...],
+        args: tuple[int | float | bytes, ...],
         shared_bytes: int = 0,
         pdl: bool = False,
     ) -> None:
@@ -113,6 +115,24 @@ class Kernel:
         except RuntimeError as error:
             shape = f"grid {grid}, block {block}, {shared_bytes} bytes of shared memory"
             raise EngineError(f"launch of {self.name} ({shape}): {error}") from None
+
+
+def tensor_map(tensor: torch.Tensor, box_rows: int, box_columns: int) -> bytes | None:
+    """A CUtensorMap of a bfloat16 matrix [rows, columns] whose ``stride(1)`` is 1: an argument.
+
+    Boxes of so many rows and columns, coordinates (column, row), 128-byte swizzle, zeros from
+    outside of the matrix. The map holds the tensor's address, not the tensor. None where the
+    launcher is not built; EngineError where the driver refuses: see ``launcher.tensor_map``.
+    """
+    if _tensor_map is None:
+        return None
+    num_rows, num_columns = tensor.shape
+    stride = tensor.stride(0) * tensor.element_size()
+    try:
+        return _tensor_map(tensor.data_ptr(), num_rows, num_columns, stride, box_rows, box_columns)
+    except RuntimeError as error:
+        shape = f"{num_rows} x {num_columns}, {stride} bytes a row, box {box_rows} x {box_columns}"
+        raise EngineError(f"tensor map of a matrix ({shape}): {error}") from None
 
 
 def get_kernel(spec: str | KernelSpec, entry: str, shared_bytes: int = 0) -> Kernel:

@@ -7,6 +7,14 @@ def launch(
     block_x: int,
     shared_bytes: int,
     pdl: bool,
-    arguments: tuple[int | float, ...],
+    arguments: tuple[int | float | bytes, ...],
 ) -> None: ...
 def max_active_clusters(function: int, cluster: int, block_x: int, shared_bytes: int) -> int: ...
+def tensor_map(
+    address: int,
+    num_rows: int,
+    num_columns: int,
+    row_stride_bytes: int,
+    box_rows: int,
+    box_columns: int,
+) -> bytes: ...

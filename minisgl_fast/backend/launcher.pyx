@@ -1,11 +1,13 @@
 """Launches a compiled kernel with one driver call: some hundred nanoseconds above the driver's own.
 
 libcuda is opened at run time and the two structures of ``cuLaunchKernelEx`` are declared here, so
-building this needs no CUDA at all. Every kernel parameter takes one 8-byte slot: the driver reads
-as many bytes of it as the parameter is wide, from the low end (little-endian machines only).
+building this needs no CUDA at all. A number takes one 8-byte slot: the driver reads as many bytes
+of it as the parameter is wide, from the low end (little-endian machines only). A structure is
+read from the bytes object that holds it; ``tensor_map`` makes the one kind that our kernels take.
 """
 
-from libc.stdint cimport int64_t, uintptr_t
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 cdef extern from "<dlfcn.h>" nogil:
@@ -17,6 +19,13 @@ cdef enum:
     MAX_ARGUMENTS = 64
     CLUSTER_DIMENSION = 4  # CUlaunchAttributeID
     PROGRAMMATIC_STREAM_SERIALIZATION = 6
+    TENSOR_MAP_BYTES = 128  # CUtensorMap
+    TENSOR_MAP_ALIGNMENT = 64  # of where the driver writes it
+    TENSOR_MAP_BFLOAT16 = 9  # CUtensorMapDataType
+    TENSOR_MAP_NO_INTERLEAVE = 0
+    TENSOR_MAP_SWIZZLE_128B = 3
+    TENSOR_MAP_L2_256B = 3
+    TENSOR_MAP_FILL_ZEROS = 0
 
 # CUlaunchAttribute: an id padded to 8 bytes, then a union of 64.
 cdef struct LaunchAttribute:
@@ -35,6 +44,10 @@ cdef struct LaunchConfig:
 
 ctypedef int (*LaunchFunction)(const LaunchConfig*, void*, void**, void**) noexcept nogil
 ctypedef int (*MaxClustersFunction)(int*, void*, const LaunchConfig*) noexcept nogil
+ctypedef int (*EncodeTiledFunction)(
+    void*, int, uint32_t, void*, const uint64_t*, const uint64_t*, const uint32_t*,
+    const uint32_t*, int, int, int, int,
+) noexcept nogil
 ctypedef int (*ErrorNameFunction)(int, const char**) noexcept nogil
 
 cdef void* _library = NULL
@@ -93,6 +106,49 @@ def max_active_clusters(
     return count
 
 
+def tensor_map(
+    uintptr_t address,
+    uint64_t num_rows,
+    uint64_t num_columns,
+    uint64_t row_stride_bytes,
+    uint32_t box_rows,
+    uint32_t box_columns,
+):
+    """A CUtensorMap, 128 bytes: boxes of a bfloat16 matrix for the tensor memory accelerator.
+
+    Coordinates are (column, row). A box lies in shared memory row by row in the 128-byte swizzle;
+    what is outside of the matrix arrives as zeros and is never written. The driver wants
+    ``address`` and ``row_stride_bytes`` in multiples of 16, boxes of at most 256 rows and of 8,
+    16 ... 64 columns; RuntimeError with its name for the error otherwise.
+    """
+    cdef char room[TENSOR_MAP_BYTES + TENSOR_MAP_ALIGNMENT]
+    cdef uintptr_t start = <uintptr_t>&room[0]
+    cdef uint64_t[2] sizes = [num_columns, num_rows]
+    cdef uint64_t[1] strides = [row_stride_bytes]
+    cdef uint32_t[2] box = [box_columns, box_rows]
+    cdef uint32_t[2] steps = [1, 1]
+    cdef int status
+    cdef char* output
+    if _library == NULL:
+        _open()
+    cdef EncodeTiledFunction encode = <EncodeTiledFunction>dlsym(
+        _library, b"cuTensorMapEncodeTiled"
+    )
+    if encode == NULL:
+        raise RuntimeError("the CUDA driver is older than 12.0: it has no cuTensorMapEncodeTiled")
+    output = <char*>(
+        (start + TENSOR_MAP_ALIGNMENT - 1) // TENSOR_MAP_ALIGNMENT * TENSOR_MAP_ALIGNMENT
+    )
+    status = encode(
+        output, TENSOR_MAP_BFLOAT16, 2, <void*>address, sizes, strides, box, steps,
+        TENSOR_MAP_NO_INTERLEAVE, TENSOR_MAP_SWIZZLE_128B, TENSOR_MAP_L2_256B,
+        TENSOR_MAP_FILL_ZEROS,
+    )
+    if status != 0:
+        raise RuntimeError(_error_name(status))
+    return output[:TENSOR_MAP_BYTES]
+
+
 def launch(
     uintptr_t function,
     uintptr_t stream,
@@ -105,7 +161,8 @@ def launch(
     tuple arguments,
 ):
     """Launch a CUfunction. An int is passed as int64 (also for pointers and int32), a float as
-    float32. RuntimeError with the driver's name for the error if the launch is refused.
+    float32, bytes as a structure by value: it must be as long as the parameter. RuntimeError with
+    the driver's name for the error if the launch is refused.
     """
     cdef int64_t slots[MAX_ARGUMENTS]
     cdef void* pointers[MAX_ARGUMENTS]
@@ -125,6 +182,9 @@ def launch(
             single = argument
             slots[i] = 0
             memcpy(&slots[i], &single, sizeof(float))
+        elif type(argument) is bytes:
+            pointers[i] = PyBytes_AS_STRING(argument)
+            continue
         else:
             slots[i] = argument
         pointers[i] = &slots[i]
