@@ -21,20 +21,14 @@ Rules:
 
 import logging
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from minisgl_fast.server.exchange cimport Exchange, start_exchange
-from minisgl_fast.server.head_cache cimport Known
 from minisgl_fast.server.http_request cimport HttpRequest
 from minisgl_fast.server.http_state cimport HttpState
+from minisgl_fast.server.request_reader cimport RequestReader, start_reader
 
 from minisgl_fast.errors import MinisglError, OverloadedError, RequestTimeoutError
-from minisgl_fast.server.http_rules import (
-    ChunkedBody,
-    body_too_large,
-    check_partial_head,
-    unread_request,
-)
 
 log = logging.getLogger("minisgl_fast.http")
 
@@ -43,15 +37,8 @@ cdef extern from "<sys/socket.h>" nogil:
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
 
-cdef extern from "<string.h>" nogil:
-    void *memmem(const void *where, size_t size, const void *what, size_t what_size)
-
 cdef double NEVER = float("inf")
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-cdef enum:
-    # A refused body up to this size is read to its end, so that the connection stays usable.
-    MAX_DROPPED_BODY = 64 * 1024
 
 
 cdef class HttpConnection:
@@ -61,8 +48,7 @@ cdef class HttpConnection:
         self.server = server
         self.deadline = NEVER
         self._socket = -1
-        self._input = b""
-        self._body = b""
+        self._reader = start_reader(server)
 
     # What the transport calls.
 
@@ -82,9 +68,10 @@ cdef class HttpConnection:
         self.deadline = server.now() + server.keep_alive_timeout_s
 
     def data_received(self, bytes data not None):
+        cdef RequestReader reader = self._reader
         if self._closing:
             return
-        self._input = self._input + data if self._input else data
+        reader.input = reader.input + data if reader.input else data
         self._run()
 
     def eof_received(self):
@@ -101,8 +88,7 @@ cdef class HttpConnection:
         self._closing = True
         self._socket = -1
         self.server.connections.discard(self)
-        self._release_body()
-        self._input = b""
+        self._reader.clear()
         cdef Exchange exchange = self.exchange
         if exchange is not None:
             self._end_exchange()
@@ -187,7 +173,7 @@ cdef class HttpConnection:
 
     def close_if_idle(self):
         """Close a connection that is between two requests."""
-        if self.exchange is None and self._request is None and not self._input:
+        if self.exchange is None and self._reader.request is None and not self._reader.input:
             self._close_after_answer()
 
     def drop(self):
@@ -203,14 +189,14 @@ cdef class HttpConnection:
             self.drop()
         elif self._write_paused:
             self._stalled()
-        elif self._request is not None:
+        elif self._reader.request is not None:
             self._refuse(
                 RequestTimeoutError(
                     f"The body came too slowly: {limits.body_timeout_s:g} s without a byte, or "
                     f"under {limits.min_body_rate} bytes/s."
                 )
             )
-        elif self._input:
+        elif self._reader.input:
             self._refuse(
                 RequestTimeoutError(f"No complete head within {limits.header_timeout_s:g} s.")
             )
@@ -221,21 +207,22 @@ cdef class HttpConnection:
 
     cdef int _run(self) except -1:
         """Take requests from the input until one is being answered or more bytes are needed."""
-        cdef bint progress
+        cdef RequestReader reader = self._reader
+        cdef HttpRequest request
         self._running = True
         try:
             while (
-                self._input
+                reader.input
                 and self.exchange is None
                 and not self._write_paused
                 and not self._closing
+                and (reader.request is not None or self._has_turn())
             ):
-                if self._request is not None:
-                    progress = self._read_body()
-                else:
-                    progress = self._has_turn() and self._read_head()
-                if not progress:
+                request = reader.read()
+                if request is None:
+                    self._wait_for_more()
                     break
+                self._dispatch(request)
         except MinisglError as error:
             self._refuse(error)
         except Exception:  # such as a bug in ``admit``: the client must not wait for ever
@@ -244,6 +231,16 @@ cdef class HttpConnection:
         finally:
             self._running = False
         self._control_reading()
+        return 0
+
+    cdef int _wait_for_more(self) except -1:
+        """A request has begun, and what came of it is read."""
+        cdef RequestReader reader = self._reader
+        if reader.wants_continue:
+            reader.wants_continue = False
+            self.send(CONTINUE)
+        if reader.input or reader.request is not None:
+            self.deadline = reader.deadline
         return 0
 
     cdef bint _has_turn(self) except -1:
@@ -256,146 +253,10 @@ cdef class HttpConnection:
             return False
         return True
 
-    cdef bint _read_head(self) except -1:
-        """Parse one head from the input. False: it is not complete yet."""
-        cdef HttpState server = self.server
-        cdef HttpRequest request
-        cdef Py_ssize_t end, left, length
-        cdef bytes data = self._input
-        cdef bytes body
-        if not self._scanned and PyBytes_AS_STRING(data)[0] <= c"\r":
-            data = self._input = data.lstrip(b"\r\n")  # RFC 9112 2.2: empty lines before a request
-            if not data:
-                return False
-        end = self._parse_head(data)
-        if end == 0:
-            return False
-        self._judge()
-        request = self._request
-        length = request.content_length
-        if self._refusal is None and length > server.max_body:  # rule 5
-            raise body_too_large(server.limits)
-        left = PyBytes_GET_SIZE(data) - end
-        body = PyBytes_FromStringAndSize(PyBytes_AS_STRING(data) + end, left) if left else b""
-        if length == 0:
-            self._input = body
-            self._dispatch(b"")
-        elif (  # as most requests come
-            length == left
-            and self._refusal is None
-            and server.num_buffered_body_bytes <= server.max_buffered_bodies
-        ):
-            self._input = b""
-            self._dispatch(body)
-        else:
-            self._input = body
-            self._start_body(request)
-        return True
-
-    cdef Py_ssize_t _parse_head(self, bytes data) except -1:
-        """Make a request of the head at the start of ``data``; its bytes, 0 if it is not whole."""
-        cdef const char *start = PyBytes_AS_STRING(data)
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
-        cdef Py_ssize_t end = 0
-        cdef Py_ssize_t length, skipped
-        cdef const char *found
-        if self._known is not None:
-            end = self._known.match(start, size, &length)
-            if end:
-                self._scanned = 0
-                self._request = self._known.request(length)
-                return end
-        skipped = max(self._scanned - 3, 0)
-        found = <const char *>memmem(start + skipped, <size_t>(size - skipped), b"\r\n\r\n", 4)
-        if found == NULL:
-            check_partial_head(data, self.server.limits)
-            if not self._scanned:
-                self.deadline = self.server.now() + self.server.limits.header_timeout_s
-            self._scanned = size
-            return 0
-        self._scanned = 0
-        end = found - start + 4
-        self._request = self.server.heads.parse(data[:end])
-        self._known = self.server.heads.last
-        return end
-
-    cdef int _judge(self) except -1:
-        """Whether the request is let in: a head that was let in before is not judged anew."""
-        cdef HttpRequest request = self._request
-        cdef HttpState server = self.server
-        cdef Known known = self._known
-        if known is not None and known.is_admitted and not server.draining:
-            request.is_admin = known.is_admin
-            request.extra_head = known.extra_head
-            return 0
-        self._refusal = server.refusal(request)
-        if self._refusal is None and known is not None:
-            known.is_admitted = True
-            known.is_admin = request.is_admin
-            known.extra_head = request.extra_head
-        return 0
-
-    cdef int _start_body(self, HttpRequest request) except -1:
-        cdef HttpState server = self.server
-        if server.num_buffered_body_bytes > server.max_buffered_bodies:
-            self._refusal = self._refusal or OverloadedError("Too many request bodies under way.")
-        if self._refusal is not None and (
-            request.expects_continue or not 0 < request.content_length <= MAX_DROPPED_BODY
-        ):
-            raise self._refusal
-        if request.expects_continue and not self._input:
-            self.send(CONTINUE)
-        self._body = ChunkedBody(server.limits) if request.content_length < 0 else b""
-        self._num_received = 0
-        self._body_start_time = server.now()
-        self.deadline = self._body_start_time + server.limits.body_timeout_s
-        return 0
-
-    cdef bint _read_body(self) except -1:
-        """Move input into the body. False: it is not complete yet."""
-        cdef HttpRequest request = self._request
-        cdef bint complete
-        cdef Py_ssize_t taken, missing
-        cdef bytes data = self._input
-        body = self._body
-        if isinstance(body, ChunkedBody):
-            complete, taken = body.feed(data)
-            self._input = data[taken:]
-        else:
-            missing = request.content_length - self._num_received
-            piece = data[:missing]
-            taken = len(piece)
-            complete = taken == missing
-            self._input = data[missing:]
-            if not body:
-                self._body = piece
-            else:
-                if isinstance(body, bytes):
-                    body = self._body = bytearray(body)
-                body += piece
-        self._num_received += taken
-        self.server.num_buffered_body_bytes += taken
-        if complete:
-            body = self._body
-            if isinstance(body, ChunkedBody):
-                body = body.data
-            self._release_body()
-            self._dispatch(bytes(body))
-            return True
-        limits = self.server.limits
-        self.deadline = limits.body_timeout_s + min(
-            self.server.now(), self._body_start_time + self._num_received / limits.min_body_rate
-        )
-        return False
-
-    cdef int _dispatch(self, bytes body) except -1:
+    cdef int _dispatch(self, HttpRequest request) except -1:
         """Give the complete request to the handler, or answer it with its refusal."""
-        cdef HttpRequest request = self._request
         cdef Exchange exchange
-        refusal = self._refusal
-        self._request = None
-        self._refusal = None
-        request.body = body
+        refusal = self._reader.refusal
         self.deadline = NEVER
         exchange = self._start_exchange(request)
         if refusal is not None:
@@ -423,13 +284,9 @@ cdef class HttpConnection:
 
     cdef int _refuse(self, error) except -1:
         """Answer what cannot be read any further, and close."""
-        cdef HttpRequest request
+        cdef HttpRequest request = self._reader.give_up()
         self._count_refusal(error)
-        request = self._request or unread_request(self._input)
         request.keep_alive = False
-        self._request = None
-        self._release_body()
-        self._input = b""
         self._broken = True
         self._start_exchange(request).fail(error)
         return 0
@@ -451,14 +308,6 @@ cdef class HttpConnection:
             self.server.num_exchanges -= 1
         return 0
 
-    cdef int _release_body(self) except -1:
-        self.server.num_buffered_body_bytes -= self._num_received
-        self._num_received = 0
-        if isinstance(self._body, ChunkedBody):
-            self._body.close()
-        self._body = b""
-        return 0
-
     cdef int _stalled(self) except -1:
         """The client has stopped reading: it counts as gone."""
         cdef Exchange exchange = self.exchange
@@ -474,9 +323,8 @@ cdef class HttpConnection:
         if self._closing:
             return 0
         cdef bint too_much = (
-            len(self._input) > 0
+            PyBytes_GET_SIZE(self._reader.input) > self.server.max_pipelined
             and (self.exchange is not None or self._write_paused or self._is_waiting)
-            and len(self._input) > self.server.max_pipelined
         )
         if too_much != self._read_paused:
             self._read_paused = too_much
@@ -491,7 +339,7 @@ cdef class HttpConnection:
         limits = self.server.limits
         self._closing = True
         self._socket = -1
-        self._input = b""
+        self._reader.clear()
         transport = self._transport
         # A client that does not read what is left is cut off by the sweep.
         wait_s = limits.linger_s if self._broken else limits.client_stall_timeout_s

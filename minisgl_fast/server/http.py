@@ -15,8 +15,8 @@ Rules:
 - One sweep a second keeps every timeout of every connection.
 
 Files: http_rules.py judges requests (no I/O), head_cache.pyx remembers heads, http_state.pyx is
-what connections share, connection.pyx the state machine of one, exchange.pyx makes the answers,
-router.py finds handlers.
+what connections share, connection.pyx the state machine of one, request_reader.pyx takes its bytes
+apart, exchange.pyx makes the answers, router.py finds handlers.
 """
 
 from __future__ import annotations
