@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_products import draw, relative_error
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 pytestmark = [pytest.mark.gpu, needs_gpu]
 
 CASES = [(n, k, rows) for n, k in ((7168, 5120), (5120, 17408)) for rows in (9, 16, 64, 256)]
-
-
-def draw(seed: int, *shape: int) -> torch.Tensor:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cuda").bfloat16()
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """NaN when any element is."""
-    return ((got.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(("n", "k", "rows"), CASES)

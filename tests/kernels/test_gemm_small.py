@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_products import draw, product, relative_error
 
 # (N, K) of qkv, o, gate_up, down.
 SHAPES = {
@@ -39,21 +40,6 @@ def rows_of(gemm, n: int, k: int) -> list[int]:
     most = 16 if k <= 3072 else 8
     assert set(rows) >= {count for count in ROWS if count <= most}
     return rows
-
-
-def draw(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return (torch.randn(*shape, generator=generator, device="cuda") * scale).bfloat16()
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """NaN when any element is."""
-    return ((got.double() - expected).norm() / expected.norm()).item()
-
-
-def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x W^T in float64, a block of rows of W at a time."""
-    return torch.cat([x.double() @ part.double().T for part in weight.split(16384)], dim=1)
 
 
 def normed(x: torch.Tensor, eps: float) -> torch.Tensor:
