@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from http_cases import connect, make_server, read_answers
+from http_driver import connect, make_server, read_answers
 
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ConfigError, ForbiddenError

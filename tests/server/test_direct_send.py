@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 from fake_engine import eventually
-from http_cases import FakeLoop, FakeTransport
+from http_driver import FakeLoop, FakeTransport
 
 from minisgl_fast.server.deliver import Dispatcher
 from minisgl_fast.server.http import HttpServer

@@ -1,8 +1,8 @@
 """Heads that come again: the same request as when parsed anew, and bounded memory."""
 
 import pytest
-from http_cases import CASES, SMALL_LIMITS, connect, make_server
-from http_driver import Keep
+from http_cases import CASES
+from http_driver import SMALL_LIMITS, Keep, connect, make_server
 
 from minisgl_fast.errors import MinisglError
 from minisgl_fast.server.head_cache import MAX_HEADS, HeadCache

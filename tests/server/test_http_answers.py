@@ -4,8 +4,7 @@ import logging
 
 import orjson
 import pytest
-from http_cases import HOST, connect, make_server, read_answers
-from http_driver import GET, Keep, get, only_answer, post
+from http_driver import GET, HOST, Keep, connect, get, make_server, only_answer, post, read_answers
 
 from minisgl_fast.errors import ContextLengthError
 from minisgl_fast.server.http import Exchange, HttpRequest

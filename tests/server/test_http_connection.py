@@ -3,8 +3,18 @@
 from dataclasses import replace
 
 import pytest
-from http_cases import HOST, SMALL_LIMITS, connect, make_server, read_answers
-from http_driver import GET, Keep, get, only_answer, post
+from http_driver import (
+    GET,
+    HOST,
+    SMALL_LIMITS,
+    Keep,
+    connect,
+    get,
+    make_server,
+    only_answer,
+    post,
+    read_answers,
+)
 
 from minisgl_fast.errors import OverloadedError
 from minisgl_fast.server.http import HttpLimits, HttpRequest

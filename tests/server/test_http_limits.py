@@ -1,8 +1,7 @@
 """The default limits, at the limit and one over."""
 
 import pytest
-from http_cases import HOST, connect, handle, make_server
-from http_driver import get, only_answer, post
+from http_driver import HOST, connect, get, handle, make_server, only_answer, post
 
 from minisgl_fast.server.http import HttpLimits
 

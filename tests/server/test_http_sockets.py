@@ -10,7 +10,8 @@ from dataclasses import replace
 import httpx2
 import pytest
 import uvloop
-from http_cases import CASES, HOST, SMALL_LIMITS, Case, handle, read_answers
+from http_cases import CASES, Case
+from http_driver import HOST, SMALL_LIMITS, handle, read_answers
 
 from minisgl_fast.server.http import (
     Exchange,

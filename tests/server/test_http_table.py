@@ -4,10 +4,9 @@ import random
 
 import orjson
 import pytest
-from http_cases import (
-    CASES,
+from http_cases import CASES, Case
+from http_driver import (
     SMALL_LIMITS,
-    Case,
     FakeTransport,
     connect,
     feed,

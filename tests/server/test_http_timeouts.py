@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 import orjson
-from http_cases import SMALL_LIMITS, connect, make_server
-from http_driver import GET, Keep, get, only_answer, post
+from http_driver import GET, SMALL_LIMITS, Keep, connect, get, make_server, only_answer, post
 
 # Timeouts: every one is checked just before and just after.
 

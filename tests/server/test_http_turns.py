@@ -1,8 +1,7 @@
 """How requests share the turns of the loop: what has no time now waits, in the order it came."""
 
 import pytest
-from http_cases import FakeLoop, connect
-from http_driver import GET, Keep, get, only_answer, post
+from http_driver import GET, FakeLoop, Keep, connect, get, only_answer, post
 
 from minisgl_fast.server.http import HttpLimits, HttpServer
 
