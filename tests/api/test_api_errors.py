@@ -4,28 +4,12 @@ import http.client
 import json
 
 import pytest
+from api_client import CHAT, COMPLETIONS, USER, request
 from fake_engine import FACTS, MODEL, eventually
 
 from minisgl_fast.wire import FinishReason, FrameKind
 
-USER = [{"role": "user", "content": "Hi"}]
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
 TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 503: "overloaded_error"}
-
-
-def request(server, method, path, body=None, headers=None):
-    """(status, headers, body) of one request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    if body is not None and not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-    if headers is None:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-    connection.request(method, path, body, headers)
-    response = connection.getresponse()
-    data = response.read()
-    connection.close()
-    return response.status, response.headers, data
 
 
 LONG = FACTS["max_model_len"]

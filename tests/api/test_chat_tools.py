@@ -1,74 +1,20 @@
-"""Tool calls and reasoning, as the openai SDK sees them: whole, streamed, in requests and usage."""
+"""Tool calls, as the openai SDK sees them: whole, streamed, in requests."""
 
 import json
 import re
 
 import pytest
-from fake_engine import EOS, MODEL, eventually
-from test_api_errors import CHAT, COMPLETIONS, request
+from api_client import CALL, CHAT, THOUGHT, request
+from chat_sdk import MESSAGES, TOOLS, joined, parts, whole
+from fake_engine import EOS, MODEL
 
 from minisgl_fast.api.chat_output import ChatOutputs
 from minisgl_fast.config import Config
-from minisgl_fast.errors import ConfigError, RequestError
+from minisgl_fast.errors import ConfigError
 from minisgl_fast.parsers.select import Formats
-from minisgl_fast.text.template import ChatTemplate
 
 TIME = {"type": "function", "function": {"name": "get_time"}}
-MESSAGES = [{"role": "user", "content": "What is the weather?"}]
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "Weather 天气",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-        },
-    }
-]
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🏔"}}\n</tool_call>'
 CALLS = f"{CALL}\n{CALL.replace('Zürich 🏔', '北京')}"
-THOUGHT = "<think>\nLet me 想想 🤔\n</think>\n\n"
-
-
-def whole(client, **fields):
-    return client.chat.completions.create(model=MODEL, messages=MESSAGES, **fields)
-
-
-def joined(stream, index=0):
-    """One choice of a stream as a message, with its finish reasons."""
-    message = {"content": None, "reasoning_content": None, "tool_calls": []}
-    reasons = []
-    for chunk in stream:
-        for choice in chunk.choices:
-            if choice.index != index:
-                continue
-            for key in ("content", "reasoning_content"):
-                text = getattr(choice.delta, key, None)
-                if text:
-                    message[key] = (message[key] or "") + text
-            for call in choice.delta.tool_calls or []:
-                if call.index == len(message["tool_calls"]):
-                    assert call.type == "function"
-                    assert re.fullmatch("call_[0-9a-f]{24}", call.id)
-                    assert call.function.arguments == ""
-                    message["tool_calls"].append([call.function.name, ""])
-                else:
-                    assert (call.id, call.type, call.function.name) == (None, None, None)
-                    message["tool_calls"][call.index][1] += call.function.arguments
-            if choice.finish_reason:
-                reasons.append(choice.finish_reason)
-    return message, reasons
-
-
-def parts(message):
-    calls = [[call.function.name, call.function.arguments] for call in message.tool_calls or []]
-    return {
-        "content": message.content or None,
-        "reasoning_content": getattr(message, "reasoning_content", None),
-        "tool_calls": calls,
-    }
-
-
 WEATHER = ["get_weather", '{"city": "Zürich 🏔"}']
 BEIJING = ["get_weather", '{"city": "北京"}']
 ANSWERS = [
@@ -216,94 +162,6 @@ def test_a_round_of_calls_goes_through_the_template(server, client, say, templat
     assert prompt.count("<tool_response>\nsunny\n</tool_response>") == 2
 
 
-# Reasoning
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_reasoning_stays_in_the_text_on_request(client, say, stream):
-    say(f"{THOUGHT}Hi")
-    answer = whole(client, stream=stream, extra_body={"separate_reasoning": False})
-    message = joined(answer)[0] if stream else parts(answer.choices[0].message)
-    assert (message["content"], message["reasoning_content"]) == (f"{THOUGHT}Hi", None)
-
-
-def test_reasoning_comes_in_one_chunk_on_request(client, say):
-    say(f"{THOUGHT}Hi")
-    for stream_reasoning, is_many in ((False, False), (True, True)):
-        body = {"stream_reasoning": stream_reasoning}
-        chunks = list(whole(client, stream=True, extra_body=body))
-        deltas = [chunk.choices[0].delta for chunk in chunks]
-        texts = [d.reasoning_content for d in deltas if getattr(d, "reasoning_content", None)]
-        assert "".join(texts) == "\nLet me 想想 🤔\n"
-        assert (len(texts) > 1) is is_many
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_reasoning_is_left_out_on_request(client, say, stream):
-    say(f"{THOUGHT}Hi")
-    answer = whole(client, stream=stream, extra_body={"include_reasoning": False})
-    message = joined(answer)[0] if stream else parts(answer.choices[0].message)
-    assert (message["content"], message["reasoning_content"]) == ("\n\nHi", None)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"reasoning_effort": "none"},
-        {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}},
-        {"extra_body": {"reasoning": {"enabled": False}}},
-    ],
-)
-def test_thinking_off_makes_all_text_content(server, client, say, template, fields):
-    say("I say <think> and </think>.")
-    answer = whole(client, **fields)
-    assert answer.choices[0].message.content == "I say <think> and </think>."
-    assert answer.usage.completion_tokens_details is None
-    off = template.render(MESSAGES, chat_template_kwargs={"enable_thinking": False})
-    assert server.engine.added[0].prompt == server.frontend.tokenizer.encode(off)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("text", "counted"),
-    [
-        (f"{THOUGHT}Hi there", THOUGHT.rstrip("\n")),
-        ("Hi there", ""),
-        ("<think>a b c", None),
-        (f"<think>so {CALL}", "<think>so <tool_call>"),
-    ],
-)
-def test_reasoning_tokens_are_counted(client, say, tokenizer, stream, text, counted):
-    tokens = say(text)
-    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    answer = whole(client, tools=TOOLS, **options)
-    usage = (list(answer)[-1] if stream else answer).usage
-    assert usage.completion_tokens == len(tokens) + 1
-    expected = len(tokens) + 1 if counted is None else len(tokenizer.encode(counted))
-    assert usage.completion_tokens_details.reasoning_tokens == expected
-
-
-def test_a_prompt_that_opens_the_tag_starts_in_reasoning(server, say):
-    say("deep</think>Hi")
-    body = {"prompt": "<|im_start|>assistant\n<think>\n"}
-    message = json.loads(request(server, "POST", CHAT, body)[2])["choices"][0]["message"]
-    assert (message["reasoning_content"], message["content"]) == ("deep", "Hi")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_counts_in_all_of_the_text(server, client, say, stream):
-    say(f"{THOUGHT}One two three")
-    answer = whole(client, tools=TOOLS, stop=" three", stream=stream)
-    message, reasons = (
-        joined(answer)
-        if stream
-        else (parts(answer.choices[0].message), [answer.choices[0].finish_reason])
-    )
-    assert (message["content"], reasons) == ("\n\nOne two", ["stop"])
-    assert message["reasoning_content"] == "\nLet me 想想 🤔\n"
-    eventually(lambda: server.engine.aborted)
-
-
 # Servers
 
 
@@ -358,90 +216,9 @@ def test_tools_without_a_known_format_are_refused(serve):
     assert request(server, "POST", CHAT, {**body, "tool_choice": "none"})[0] == 200
 
 
-def test_other_routes_are_not_parsed(server, say):
-    say(f"{THOUGHT}Hi")
-    body = {"prompt": "x", "max_tokens": 100}
-    answer = json.loads(request(server, "POST", COMPLETIONS, body)[2])
-    assert answer["choices"][0]["text"] == f"{THOUGHT}Hi"
-    assert "completion_tokens_details" not in answer["usage"]
-
-
 def test_flags_that_do_not_go_together_are_refused():
     with pytest.raises(ConfigError, match="gpt-oss"):
         Config(model="m", reasoning_parser="gpt-oss", tool_call_parser="mistral")
     with pytest.raises(ConfigError, match="--tool-call-parser"):
         Config(model="m", tool_call_parser="claude")
     Config(model="m", reasoning_parser="gpt-oss")
-
-
-# Templates
-
-ROUND = [
-    {"role": "user", "content": "Hi"},
-    {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {
-                "id": "c",
-                "type": "function",
-                "function": {"name": "f", "arguments": '{"b":1, "a":"é"}'},
-            }
-        ],
-    },
-]
-EACH = "{% for m in messages %}{% for c in m.tool_calls or [] %}"
-DONE = "{% endfor %}{% endfor %}"
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ("{{ c.function.arguments }}", '{"b":1, "a":"é"}'),
-        ("{{ c.function.arguments | tojson }}", '{"b": 1, "a": "é"}'),
-        ("{{ c.function | tojson }}", '{"name": "f", "arguments": {"b": 1, "a": "é"}}'),
-        ("{% for k, v in c.function.arguments | items %}{{ k }}={{ v }};{% endfor %}", "b=1;a=é;"),
-    ],
-)
-def test_arguments_take_the_form_that_a_template_can_write(body, expected):
-    template = ChatTemplate({"default": EACH + body + DONE})
-    assert template.render(ROUND) == expected
-    assert ROUND[1]["tool_calls"][0]["function"]["arguments"] == '{"b":1, "a":"é"}'
-
-
-@pytest.mark.parametrize("arguments", ['{"a": ', "[1]", "5", "[" * 100_000])
-def test_arguments_that_are_no_object_are_refused_where_one_is_needed(arguments):
-    function = {"name": "f", "arguments": arguments}
-    messages = [*ROUND[:1], {"role": "assistant", "tool_calls": [{"function": function}]}]
-    template = ChatTemplate({"default": EACH + "{{ c.function.arguments | tojson }}" + DONE})
-    with pytest.raises(RequestError) as caught:
-        template.render(messages)
-    assert caught.value.param == "messages[1].tool_calls[0].function.arguments"
-    text = ChatTemplate({"default": EACH + "{{ c.function.arguments }}" + DONE})
-    assert text.render(messages) == arguments
-
-
-def test_missing_arguments_are_empty_and_empty_calls_are_left_out():
-    for value in (None, ""):
-        function = {"name": "f", "arguments": value}
-        messages = [*ROUND[:1], {"role": "assistant", "tool_calls": [{"function": function}]}]
-        template = ChatTemplate({"default": EACH + "{{ c.function.arguments | tojson }}" + DONE})
-        assert template.render(messages) == "{}"
-    template = ChatTemplate({"default": "{{ 'tool_calls' in messages[0] }}"})
-    assert template.render([{"role": "assistant", "content": "x", "tool_calls": []}]) == "False"
-    template = ChatTemplate({"default": "{{ messages[0].reasoning_content }}"})
-    assert template.render([{"role": "assistant", "reasoning": "r"}]) == "r"
-
-
-@pytest.mark.parametrize(
-    ("parser", "why"), [("none", "not told of a reasoning"), ("gpt-oss", "no single token")]
-)
-def test_a_budget_that_nothing_can_keep_is_refused(serve, parser, why):
-    server = serve(reasoning_parser=parser)
-    body = {"messages": MESSAGES, "thinking_token_budget": 5}
-    status, _, data = request(server, "POST", CHAT, body)
-    error = json.loads(data)["error"]
-    assert (status, error["param"]) == (400, "thinking_token_budget")
-    assert why in error["message"]
-    body["thinking_token_budget"] = -1
-    assert request(server, "POST", CHAT, body)[0] == 200

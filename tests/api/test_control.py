@@ -5,8 +5,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from api_client import CHAT, COMPLETIONS, USER, request
 from fake_engine import eventually
-from test_api_errors import CHAT, COMPLETIONS, USER, request
 
 from minisgl_fast.api import control
 from minisgl_fast.wire import FinishReason

@@ -4,10 +4,10 @@ Each row: the status, ``code`` and ``param`` of the one JSON body that is the wh
 of a stream comes before it), and the header fields that belong to the status.
 """
 
-import http.client
 import json
 
 import pytest
+from api_client import request
 from fake_engine import FACTS
 
 from minisgl_fast.wire import FinishReason
@@ -172,16 +172,12 @@ def test_an_error_is_one_json_body_before_any_event(
         body = json.dumps({"stream": stream, **body}).encode()
     server.engine.end_of_all = FinishReason.ERROR if situation == "engine failed" else None
     before = len(server.engine.added)
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    connection.request(method, path, body, headers)
-    response = connection.getresponse()
-    data = response.read()
-    connection.close()
+    found, fields, data = request(server, method, path, body, headers)
     server.engine.end_of_all = None
 
     error = json.loads(data)
     detail = error["error"]
-    assert response.status == status
+    assert found == status
     assert (detail["code"], detail["param"]) == (code, prompt if param is PROMPT else param)
     types = {500: "server_error", 503: "overloaded_error"}
     assert detail["type"] == types.get(status, "invalid_request_error")
@@ -189,11 +185,11 @@ def test_an_error_is_one_json_body_before_any_event(
     assert 0 < len(detail["message"]) < 500
     if code == "context_length_exceeded":
         assert f"maximum context length is {LIMIT} tokens" in detail["message"]
-    assert response.headers["content-type"] == "application/json"
-    assert response.headers["content-length"] == str(len(data))
-    assert response.headers["x-request-id"] == error["request_id"]
+    assert fields["content-type"] == "application/json"
+    assert fields["content-length"] == str(len(data))
+    assert fields["x-request-id"] == error["request_id"]
     for name, value in extra.items():
-        assert response.headers[name] == value
+        assert fields[name] == value
     if situation != "engine failed":
         assert len(server.engine.added) == before
 
@@ -201,9 +197,5 @@ def test_an_error_is_one_json_body_before_any_event(
 def test_an_unknown_route_is_a_404_of_the_same_shape(server_with):
     server = server_with({})
     for method in ("GET", "POST"):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-        connection.request(method, "/v1/nothing", b"{}" if method == "POST" else None)
-        response = connection.getresponse()
-        error = json.loads(response.read())
-        connection.close()
-        assert (response.status, error["error"]["code"]) == (404, "not_found")
+        status, _, data = request(server, method, "/v1/nothing", {} if method == "POST" else None)
+        assert (status, json.loads(data)["error"]["code"]) == (404, "not_found")

@@ -5,8 +5,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from api_client import events_of, ok, request
 from fake_engine import ANSWER, FACTS, eventually
-from test_api_errors import request
 
 from minisgl_fast.wire import FinishReason
 
@@ -16,18 +16,14 @@ TEXT = f"3. {ANSWER}"
 
 
 def post(server, **body):
-    status, _, data = request(server, "POST", GENERATE, body)
-    assert status == 200, data
-    return json.loads(data)
+    return ok(server, GENERATE, **body)
 
 
 def stream(server, **body):
     """The events of a stream, which ends in order."""
     status, headers, data = request(server, "POST", GENERATE, {**body, "stream": True})
     assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    *events, done = data.decode().removesuffix("\n\n").split("\n\n")
-    assert done == "data: [DONE]"
-    return [json.loads(event.removeprefix("data: ")) for event in events]
+    return events_of(data)
 
 
 def text_params(**params):

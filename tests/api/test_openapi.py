@@ -1,10 +1,10 @@
 """The document of the API: every route, true to what the server takes, gives and refuses."""
 
-import http.client
 import json
 
 import msgspec
 import pytest
+from api_client import USER, request
 
 from minisgl_fast.api.answers import (
     AnthropicError,
@@ -16,8 +16,6 @@ from minisgl_fast.api.answers import (
     TextCompletion,
 )
 
-USER = [{"role": "user", "content": "Hi"}]
-
 
 @pytest.fixture(scope="module")
 def server(module_serve):
@@ -26,18 +24,7 @@ def server(module_serve):
 
 @pytest.fixture(scope="module")
 def document(server):
-    return json.loads(fetch(server, "GET", "/openapi.json")[1])
-
-
-def fetch(server, method, path, body=None, content_type="application/json"):
-    """(status, body) of one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    headers = {} if body is None else {"Content-Type": content_type}
-    connection.request(method, path, body, headers)
-    response = connection.getresponse()
-    data = response.read()
-    connection.close()
-    return response.status, data
+    return json.loads(request(server, "GET", "/openapi.json")[2])
 
 
 def test_the_document_has_every_route_and_no_other(server, document):
@@ -98,7 +85,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("method", "path", "body", "shape"), ANSWERS)
 def test_answers_have_the_shape_of_the_document(server, method, path, body, shape):
-    data = fetch(server, method, path, None if body is None else json.dumps(body).encode())[1]
+    data = request(server, method, path, body)[2]
     read = msgspec.json.decode(data, type=shape)
     # Nothing is there that the shape does not know.
     assert json.loads(msgspec.json.encode(read)) == json.loads(data)
@@ -119,7 +106,7 @@ def routes_with_bodies(server):
 @pytest.mark.parametrize("body", BROKEN)
 def test_what_is_no_json_object_is_a_400_on_every_route(server, body):
     for path in routes_with_bodies(server):
-        status, data = fetch(server, "POST", path, body)
+        status, _, data = request(server, "POST", path, body)
         assert (status, "JSON" in data.decode()) == (400, True), path
         assert len(data) < 2000
 
@@ -128,7 +115,7 @@ def test_another_content_type_is_a_400_on_every_route(server):
     for path in routes_with_bodies(server):
         if path.startswith("/api/"):  # Ollama takes what curl sends by itself
             continue
-        status, data = fetch(server, "POST", path, b"{}", "text/plain")
+        status, _, data = request(server, "POST", path, b"{}", {"Content-Type": "text/plain"})
         assert (status, b"application/json" in data) == (400, True), path
 
 
@@ -147,7 +134,7 @@ def test_a_wrong_type_is_a_400_on_every_route(server, document, value):
             if wanted in allowed_types(document, field):
                 continue
             body = json.dumps({**required, name: value}).encode()
-            status, data = fetch(server, "POST", path, body)
+            status, _, data = request(server, "POST", path, body)
             assert status == 400, (path, name, data)
             num_refused += 1
     assert num_refused > 100

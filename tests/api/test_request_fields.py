@@ -1,16 +1,11 @@
 """What fields of requests do to the engine's work and to the answer, over HTTP."""
 
-import http.client
-import json
-
 import pytest
+from api_client import CHAT, COMPLETIONS, USER, error, ok
 from fake_engine import ANSWER, EOS, FACTS
 
 from minisgl_fast.token_rules import split
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
-USER = [{"role": "user", "content": "Hi"}]
 SAID = [*USER, {"role": "assistant", "content": "The capital is"}]
 LIMIT = FACTS["max_model_len"]
 
@@ -18,33 +13,6 @@ LIMIT = FACTS["max_model_len"]
 @pytest.fixture(scope="module")
 def server(module_serve):
     return module_serve()
-
-
-def post(server, path, **body):
-    """(status, parsed answer), where it is a stream (status, [parsed events])."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    headers = {"Content-Type": "application/json"}
-    connection.request("POST", path, json.dumps(body).encode(), headers)
-    response = connection.getresponse()
-    data = response.read()
-    connection.close()
-    if not body.get("stream") or response.status != 200:
-        return response.status, json.loads(data)
-    events = data.removesuffix(b"\n\n").split(b"\n\n")
-    assert events.pop() == b"data: [DONE]"
-    return response.status, [json.loads(event.removeprefix(b"data: ")) for event in events]
-
-
-def ok(server, path, **body):
-    status, answer = post(server, path, **body)
-    assert status == 200, answer
-    return answer
-
-
-def error(server, path, **body):
-    status, answer = post(server, path, **body)
-    assert status == 400, answer
-    return answer["error"]
 
 
 def text_of(events, index=0):

@@ -4,8 +4,8 @@ import json
 
 import anthropic
 import pytest
+from api_client import CALL, THOUGHT, request
 from fake_engine import ANSWER, MODEL, FinishReason, eventually
-from test_api_errors import request
 
 from minisgl_fast.token_rules import ThinkingBudget, TokenRules, split
 
@@ -17,8 +17,6 @@ TOOLS = [
         "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
     }
 ]
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🏔"}}\n</tool_call>'
-THOUGHT = "<think>\nLet me 想想 🤔\n</think>\n\n"
 ASK = {"model": MODEL, "messages": MESSAGES, "max_tokens": 200}
 
 

@@ -4,8 +4,8 @@ import json
 
 import ollama
 import pytest
+from api_client import CALL, THOUGHT, request
 from fake_engine import ANSWER, EOS, MODEL, FinishReason, eventually, logprob_of, top_of
-from test_api_errors import request
 
 MESSAGES = [{"role": "user", "content": "What is the weather?"}]
 
@@ -19,8 +19,6 @@ def get_weather(city: str) -> str:
     return city
 
 
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🏔"}}\n</tool_call>'
-THOUGHT = "<think>\nLet me 想想 🤔\n</think>\n\n"
 WEATHER = ("get_weather", {"city": "Zürich 🏔"})
 
 

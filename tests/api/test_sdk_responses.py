@@ -4,10 +4,10 @@ import json
 
 import openai
 import pytest
+from api_client import CALL, THOUGHT, request
 from fake_engine import ANSWER, MODEL, FinishReason, eventually, logprob_of, top_of
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
-from test_api_errors import request
 
 WEATHER_TOOL = {
     "type": "function",
@@ -16,8 +16,6 @@ WEATHER_TOOL = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": False,
 }
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🏔"}}\n</tool_call>'
-THOUGHT = "<think>\nLet me 想想 🤔\n</think>\n\n"
 WEATHER = ("function_call", "get_weather", '{"city": "Zürich 🏔"}')
 THINKING = ("reasoning", "\nLet me 想想 🤔\n")
 ASK = {"model": MODEL, "input": "What is the weather?"}

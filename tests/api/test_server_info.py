@@ -4,8 +4,8 @@ import datetime
 import json
 
 import pytest
+from api_client import COMPLETIONS, request
 from fake_engine import FACTS, MODEL, eventually
-from test_api_errors import COMPLETIONS, request
 
 from minisgl_fast.server.rate import WINDOW_S, Rate
 

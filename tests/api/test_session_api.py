@@ -7,19 +7,13 @@ import struct
 from types import SimpleNamespace
 
 import pytest
+from api_client import CHAT, COMPLETIONS, USER, ok, request
 from fake_engine import ANSWER, FACTS, MODEL, eventually
-from test_api_errors import CHAT, COMPLETIONS, USER, request
 
 from minisgl_fast.api.app import Api
 from minisgl_fast.config import Config
 from minisgl_fast.errors import ModelError
 from minisgl_fast.server.frontend import Frontend
-
-
-def post(server, path, **body):
-    status, _, data = request(server, "POST", path, body)
-    assert status == 200, data
-    return data
 
 
 def metric(server, name):
@@ -48,7 +42,7 @@ def open_stream(server, receive_buffer=0, **body):
 
 
 def test_every_field_reaches_the_engine(server):
-    post(
+    ok(
         server,
         CHAT,
         messages=USER,
@@ -81,7 +75,7 @@ def test_every_field_reaches_the_engine(server):
 
 
 def test_defaults_are_the_models_and_fill_the_context(server, tokenizer, template):
-    post(server, CHAT, messages=USER)
+    ok(server, CHAT, messages=USER)
     (sent,) = server.engine.added
     assert sent.prompt == tokenizer.encode(template.render(USER))
     assert sent.max_tokens == FACTS["max_model_len"] - len(sent.prompt)
@@ -91,29 +85,29 @@ def test_defaults_are_the_models_and_fill_the_context(server, tokenizer, templat
 
 def test_the_operators_default_max_tokens_is_for_chat_only(serve):
     server = serve(default_max_tokens=5)
-    post(server, CHAT, messages=USER)
-    post(server, COMPLETIONS, prompt="Hi")
-    post(server, CHAT, messages=USER, max_tokens=20)
+    ok(server, CHAT, messages=USER)
+    ok(server, COMPLETIONS, prompt="Hi")
+    ok(server, CHAT, messages=USER, max_tokens=20)
     assert [sent.max_tokens for sent in server.engine.added] == [5, 16, 20]
 
 
 def test_a_default_is_cut_to_the_context_where_a_wish_would_be_refused(server):
     prompt = [5] * (FACTS["max_model_len"] - 3)
-    post(server, COMPLETIONS, prompt=prompt)
+    ok(server, COMPLETIONS, prompt=prompt)
     assert server.engine.added[0].max_tokens == 3
     assert request(server, "POST", COMPLETIONS, {"prompt": prompt, "max_tokens": 4})[0] == 400
-    post(server, COMPLETIONS, prompt=prompt, max_tokens=3)
+    ok(server, COMPLETIONS, prompt=prompt, max_tokens=3)
 
 
 def test_seeds_are_fresh_unless_given(server):
     for _ in range(3):
-        post(server, CHAT, messages=USER, max_tokens=1)
+        ok(server, CHAT, messages=USER, max_tokens=1)
     assert len({sent.seed for sent in server.engine.added}) == 3
 
 
 def test_template_variables_reach_the_template(server, tokenizer, template):
     kwargs = {"enable_thinking": False}
-    post(server, CHAT, messages=USER, max_tokens=1, chat_template_kwargs=kwargs)
+    ok(server, CHAT, messages=USER, max_tokens=1, chat_template_kwargs=kwargs)
     text = template.render(USER, chat_template_kwargs=kwargs)
     assert text != template.render(USER)
     assert server.engine.added[0].prompt == tokenizer.encode(text)
@@ -121,7 +115,7 @@ def test_template_variables_reach_the_template(server, tokenizer, template):
 
 def test_a_long_prompt_is_encoded_off_the_loop_to_the_same_ids(server, tokenizer):
     text = "Some words, again and again. " * 200
-    post(server, COMPLETIONS, prompt=text, max_tokens=1)
+    ok(server, COMPLETIONS, prompt=text, max_tokens=1)
     assert server.engine.added[0].prompt == tokenizer.encode_prompt(text)
 
 
@@ -133,7 +127,7 @@ def test_a_long_prompt_that_does_not_fit_is_refused_after_encoding(server):
 
 
 def test_prompt_tokens_count_once_for_all_choices(server):
-    usage = json.loads(post(server, COMPLETIONS, prompt=[[5, 6], [7]], n=3, max_tokens=2))["usage"]
+    usage = ok(server, COMPLETIONS, prompt=[[5, 6], [7]], n=3, max_tokens=2)["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 12)
     assert usage["prompt_tokens_details"] == {"cached_tokens": 8}
 
@@ -141,15 +135,13 @@ def test_prompt_tokens_count_once_for_all_choices(server):
 @pytest.mark.parametrize("include", [False, True])
 def test_a_stop_token_is_shown_only_on_request(server, tokenizer, include):
     (paris,) = tokenizer.encode(" Paris")
-    answer = json.loads(
-        post(
-            server,
-            CHAT,
-            messages=USER,
-            seed=0,
-            stop_token_ids=[paris],
-            include_stop_str_in_output=include,
-        )
+    answer = ok(
+        server,
+        CHAT,
+        messages=USER,
+        seed=0,
+        stop_token_ids=[paris],
+        include_stop_str_in_output=include,
     )
     choice = answer["choices"][0]
     text = "0. The capital of France is" + (" Paris" if include else "")
@@ -161,23 +153,14 @@ def test_a_stop_token_is_shown_only_on_request(server, tokenizer, include):
     ("include", "text"), [(False, "0. The capital of "), (True, "0. The capital of Fr")]
 )
 def test_a_stop_string_may_be_kept(server, include, text):
-    answer = json.loads(
-        post(
-            server,
-            CHAT,
-            messages=USER,
-            seed=0,
-            stop="Fr",
-            include_stop_str_in_output=include,
-        )
-    )
+    answer = ok(server, CHAT, messages=USER, seed=0, stop="Fr", include_stop_str_in_output=include)
     assert answer["choices"][0]["message"]["content"] == text
 
 
 def test_special_tokens_are_shown_on_request(server):
     body = {"messages": USER, "seed": 0, "ignore_eos": True, "max_tokens": 60}
-    plain = json.loads(post(server, CHAT, **body))
-    shown = json.loads(post(server, CHAT, **body, skip_special_tokens=False))
+    plain = ok(server, CHAT, **body)
+    shown = ok(server, CHAT, **body, skip_special_tokens=False)
     assert "<|im_end|>" not in plain["choices"][0]["message"]["content"]
     assert "<|im_end|>" in shown["choices"][0]["message"]["content"]
 
@@ -252,7 +235,7 @@ def test_other_requests_go_on_while_one_fails_to_be_written(server, monkeypatch)
             return close_choice(self, choice, text)
 
         monkeypatch.setattr(type(session), "close_choice", broken)
-        post(server, CHAT, messages=USER)
+        ok(server, CHAT, messages=USER)
         data = b""
         while received := sock.recv(65536):
             data += received
@@ -289,13 +272,14 @@ def test_the_mini_sglang_documentations_calls_work_as_printed(server):
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     assert text[3:] == ANSWER
     assert data.endswith(b"data: [DONE]\n\n")
-    assert json.loads(post(server, CHAT, model=MODEL, prompt="Once", max_tokens=16))["choices"]
+    assert ok(server, CHAT, model=MODEL, prompt="Once", max_tokens=16)["choices"]
     for method in ("GET", "POST"):
         assert request(server, method, "/v1")[::2] == (200, b'{"status":"ok"}')
 
 
 def test_generate_streams_plain_text_in_whole_frames(server):
-    data = post(server, "/generate", prompt="Hi", max_tokens=100, seed=0)
+    body = {"prompt": "Hi", "max_tokens": 100, "seed": 0}
+    data = request(server, "POST", "/generate", body)[2]
     events = data.split(b"\n\n")
     assert events[-2:] == [b"data: [DONE]", b""]
     pieces = [
@@ -307,31 +291,31 @@ def test_generate_streams_plain_text_in_whole_frames(server):
 
 
 def test_generate_answers_in_one_piece_on_request(server):
-    answer = json.loads(post(server, "/generate", prompt="Hi", max_tokens=5, seed=0, stream=False))
+    answer = ok(server, "/generate", prompt="Hi", max_tokens=5, seed=0, stream=False)
     assert answer["text"] == "0. The capital of"[: len(answer["text"])]
     assert answer["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 5
-    post(server, "/generate", prompt="Hi", ignore_eos=True, max_tokens=100)
+    ok(server, "/generate", prompt="Hi", ignore_eos=True, max_tokens=100, stream=False)
     assert server.engine.added[-1].ignore_eos
 
 
 @pytest.mark.parametrize("name", [None, "", "default", MODEL])
 def test_the_model_may_be_left_out_or_called_default(server, name):
-    answer = json.loads(post(server, CHAT, messages=USER, model=name, max_tokens=1))
+    answer = ok(server, CHAT, messages=USER, model=name, max_tokens=1)
     assert answer["model"] == MODEL
 
 
 def test_a_served_name_replaces_the_models_own(serve):
     server = serve(served_model_name="mine")
     assert request(server, "POST", CHAT, {"messages": USER, "model": MODEL})[0] == 404
-    assert json.loads(post(server, CHAT, messages=USER, model="mine", max_tokens=1))
+    assert ok(server, CHAT, messages=USER, model="mine", max_tokens=1)
     (card,) = json.loads(request(server, "GET", "/v1/models")[2])["data"]
     assert (card["id"], card["root"]) == ("mine", MODEL)
 
 
 def test_metrics_count_requests_tokens_and_times(server):
-    post(server, CHAT, messages=USER, max_tokens=5)
-    post(server, CHAT, messages=USER, max_tokens=5, stream=True)
+    ok(server, CHAT, messages=USER, max_tokens=5)
+    ok(server, CHAT, messages=USER, max_tokens=5, stream=True)
     request(server, "POST", CHAT, {"messages": USER, "top_p": 5})
     request(server, "POST", "/nowhere/else", {})
     prompt = sum(len(sent.prompt) for sent in server.engine.added)

@@ -9,13 +9,12 @@ import time
 
 import openai
 import pytest
+from api_client import CHAT, COMPLETIONS, USER, request
 from fake_engine import EOS, MODEL, eventually
-from test_api_errors import CHAT, COMPLETIONS, request
 
 from minisgl_fast.server import grammar_checker
 from minisgl_fast.wire import FinishReason
 
-USER = [{"role": "user", "content": "Hi"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 

@@ -1,10 +1,8 @@
 """Tokenizer and parsers by themselves, against the ones that generation uses."""
 
-import json
-
 import pytest
+from api_client import CHAT, USER, error, ok, request
 from fake_engine import FACTS
-from test_api_errors import CHAT, USER, request
 
 TEXT = 'The capital 🥐 of "France"\n你好鑫'
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -16,22 +14,10 @@ def server(module_serve):
     return module_serve()
 
 
-def post(server, path, **body):
-    status, _, data = request(server, "POST", path, body)
-    assert status == 200, data
-    return json.loads(data)
-
-
-def error(server, path, **body):
-    status, _, data = request(server, "POST", path, body)
-    assert status == 400, data
-    return json.loads(data)["error"]
-
-
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
 def test_a_prompt_is_tokenized(server, tokenizer, path):
     ids = tokenizer.encode_prompt(TEXT)
-    assert post(server, path, prompt=TEXT) == {
+    assert ok(server, path, prompt=TEXT) == {
         "tokens": ids,
         "count": len(ids),
         "max_model_len": FACTS["max_model_len"],
@@ -39,10 +25,10 @@ def test_a_prompt_is_tokenized(server, tokenizer, path):
 
 
 def test_several_prompts_are_tokenized(server, tokenizer):
-    found = post(server, "/tokenize", prompt=["one", "two three", ""], model="default")
+    found = ok(server, "/tokenize", prompt=["one", "two three", ""], model="default")
     lists = [tokenizer.encode_prompt(text) for text in ("one", "two three", "")]
     assert (found["tokens"], found["count"]) == (lists, [len(ids) for ids in lists])
-    assert post(server, "/tokenize", prompt=["one"])["tokens"] == lists[:1]
+    assert ok(server, "/tokenize", prompt=["one"])["tokens"] == lists[:1]
 
 
 def test_messages_become_the_ids_that_chat_uses(server, tokenizer, template):
@@ -51,42 +37,42 @@ def test_messages_become_the_ids_that_chat_uses(server, tokenizer, template):
         "tools": [TOOL],
         "chat_template_kwargs": {"enable_thinking": False},
     }
-    found = post(server, "/tokenize", **body)
+    found = ok(server, "/tokenize", **body)
     request(server, "POST", CHAT, {**body, "max_tokens": 1})
     assert found["tokens"] == server.engine.added[-1].prompt
     assert tokenizer.decode(found["tokens"], False) == template.render(
         USER, [TOOL], chat_template_kwargs={"enable_thinking": False}
     )
-    shorter = post(server, "/tokenize", messages=USER, add_generation_prompt=False)
+    shorter = ok(server, "/tokenize", messages=USER, add_generation_prompt=False)
     text = template.render(USER, add_generation_prompt=False)
     assert shorter["tokens"] == tokenizer.encode(text)
 
 
 def test_a_text_longer_than_the_context_is_counted(server):
-    assert post(server, "/tokenize", prompt="word " * 10_000)["count"] > FACTS["max_model_len"]
+    assert ok(server, "/tokenize", prompt="word " * 10_000)["count"] > FACTS["max_model_len"]
 
 
 def test_token_texts_are_given_on_request(server):
-    assert post(server, "/tokenize", prompt="a b", return_token_strs=True)["token_strs"] == [
+    assert ok(server, "/tokenize", prompt="a b", return_token_strs=True)["token_strs"] == [
         "a",
         " b",
     ]
-    found = post(server, "/tokenize", prompt=["a b", "c"], return_token_strs=True)
+    found = ok(server, "/tokenize", prompt=["a b", "c"], return_token_strs=True)
     assert found["token_strs"] == [["a", " b"], ["c"]]
 
 
 @pytest.mark.parametrize("path", ["/detokenize", "/v1/detokenize"])
 def test_ids_become_text_again(server, tokenizer, path):
     ids = tokenizer.encode(TEXT)
-    assert post(server, path, tokens=ids) == {"text": TEXT, "prompt": TEXT}
-    assert post(server, path, tokens=[ids, []])["text"] == [TEXT, ""]
-    assert post(server, path, tokens=[])["text"] == ""
+    assert ok(server, path, tokens=ids) == {"text": TEXT, "prompt": TEXT}
+    assert ok(server, path, tokens=[ids, []])["text"] == [TEXT, ""]
+    assert ok(server, path, tokens=[])["text"] == ""
 
 
 def test_special_tokens_are_left_out_unless_wanted(server, tokenizer):
     ids = tokenizer.encode("<|im_start|>user")
-    assert post(server, "/detokenize", tokens=ids)["text"] == "user"
-    found = post(server, "/detokenize", tokens=ids, skip_special_tokens=False)
+    assert ok(server, "/detokenize", tokens=ids)["text"] == "user"
+    found = ok(server, "/detokenize", tokens=ids, skip_special_tokens=False)
     assert found["text"] == "<|im_start|>user"
 
 
@@ -133,7 +119,7 @@ def test_an_unknown_model_is_refused(server):
 @pytest.mark.parametrize("name", [None, "auto", "qwen25", "qwen", "hermes"])
 def test_calls_are_taken_out_of_a_text(server, name):
     text = f"Let me see.\n{CALL}\n{CALL}"
-    found = post(server, "/parse_function_call", text=text, tools=[TOOL], tool_call_parser=name)
+    found = ok(server, "/parse_function_call", text=text, tools=[TOOL], tool_call_parser=name)
     call = {"name": "get_weather", "parameters": '{"city": "Paris"}'}
     assert found == {
         "normal_text": "Let me see.\n",
@@ -143,9 +129,9 @@ def test_calls_are_taken_out_of_a_text(server, name):
 
 def test_a_text_without_calls_is_normal(server):
     expected = {"normal_text": "Hi <tool", "calls": []}
-    assert post(server, "/parse_function_call", text="Hi <tool", tools=[TOOL]) == expected
+    assert ok(server, "/parse_function_call", text="Hi <tool", tools=[TOOL]) == expected
     expected = {"normal_text": CALL, "calls": []}
-    assert post(server, "/parse_function_call", text=CALL, tools=[]) == expected
+    assert ok(server, "/parse_function_call", text=CALL, tools=[]) == expected
 
 
 @pytest.mark.parametrize(
@@ -163,7 +149,7 @@ def test_a_text_without_calls_is_normal(server):
     ],
 )
 def test_reasoning_is_taken_out_of_a_text(server, name, text, reasoning, content):
-    found = post(server, "/separate_reasoning", text=text, reasoning_parser=name)
+    found = ok(server, "/separate_reasoning", text=text, reasoning_parser=name)
     assert found == {"reasoning_text": reasoning, "text": content}
 
 

@@ -2,6 +2,7 @@
 
 import random
 
+from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, join
 from minisgl_fast.parsers.select import Formats
 
 TOOLS = [
@@ -51,6 +52,15 @@ def run(parser, pieces):
     for piece in pieces:
         events += parser.feed(piece)
     return events + parser.finish()
+
+
+def events_of(name, text, **options):
+    return join(run(make(name, **options), [text]))
+
+
+def call(index, name, arguments, complete=True):
+    events = [CallStart(index, name), CallArguments(index, arguments)]
+    return [*events, CallEnd(index)] if complete else events
 
 
 _WORDS = [
