@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
+from minisgl_fast.progress import silent
+from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import (
     FinishReason,
     FrameKind,
@@ -28,8 +33,42 @@ TINY_EOS_IDS = (258,)
 END_OF_TEXT, TURN_END = 256, 258
 PAGE_SIZE = 16
 
+# Settings of engines of tests on a GPU.
+ON_GPU: dict[str, Any] = {
+    "device": "cuda",
+    "max_model_len": 2048,
+    "num_pages": 512,
+    "max_running_requests": 16,
+}
+
 # start(**settings of Config): a fixture of the tests.
 Start = Callable[..., "EngineDriver"]
+
+
+@contextmanager
+def open_engines(
+    model: Path,
+    vocab_limit: int = TINY_VOCAB_LIMIT,
+    eos_ids: Iterable[int] = TINY_EOS_IDS,
+    tokenizer: Tokenizer | None = None,
+    **defaults: Any,
+) -> Iterator[Start]:
+    """Gives a function that starts engines of ``model``, which are closed at the end.
+
+    With a ``tokenizer`` they know its vocabulary, and so take grammars. ``defaults``: settings of
+    Config where a test gives no others.
+    """
+    engines: list[Engine] = []
+
+    def start(**settings: Any) -> EngineDriver:
+        config = Config(model=str(model), **{**defaults, **settings})
+        vocabulary = None if tokenizer is None else tokenizer.vocabulary()
+        engines.append(Engine(config, model, vocab_limit, eos_ids, silent, vocabulary))
+        return EngineDriver(engines[-1])
+
+    yield start
+    for engine in engines:
+        engine.close()
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

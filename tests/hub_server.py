@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 REPOSITORY = "org/tiny"
@@ -267,3 +269,19 @@ def resolve_in_a_process(
     result = json.loads(done.stdout.splitlines()[-1])
     result["stderr"] = done.stderr
     return result
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    """The files below a folder, by their names in it."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in Path(folder).rglob("*")
+        if file.is_file()
+    }
+
+
+def one_line(result: dict[str, Any]) -> str:
+    """The error of a result, which is all that was said."""
+    message = result["error"]
+    assert "\n" not in message and "Traceback" not in result["stderr"]
+    return message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from minisgl_fast.backend.reference import ReferenceBackend
 from minisgl_fast.backend.step import DeviceState, StepTensors
 from minisgl_fast.model.config import ModelConfig
 from minisgl_fast.model.qwen3 import Qwen3
-from minisgl_fast.model.weights import load_weights
+from minisgl_fast.model.weights import LayerWeights, load_weights
 from minisgl_fast.progress import silent
 
 SAMPLE_DEFAULTS: dict[str, float] = {
@@ -230,3 +231,16 @@ class Driver:
         self.backend.apply_updates(step, self.state)
         hidden = self.model.forward(step, self.state, self.kv, step.sample_rows)
         return self.model.logits(hidden)
+
+
+def load_rounded(path: Path) -> Qwen3:
+    """A model in float32, its weights rounded to bfloat16 first, as those of SmolLM2's goldens."""
+    config = ModelConfig.load(path)
+    weights = load_weights(path, config, torch.bfloat16, torch.device("cpu"))
+    weights.embed_tokens = weights.lm_head = weights.embed_tokens.float()
+    weights.norm = weights.norm.float()
+    for layer in weights.layers:
+        for one in fields(LayerWeights):
+            tensor = getattr(layer, one.name)
+            setattr(layer, one.name, None if tensor is None else tensor.float())
+    return Qwen3(config, weights, ReferenceBackend())

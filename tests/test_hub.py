@@ -9,7 +9,17 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from hub_server import MAIN, OLD, REPOSITORY, WANTED, WEIGHTS, FakeHub, resolve_in_a_process
+from hub_server import (
+    MAIN,
+    OLD,
+    REPOSITORY,
+    WANTED,
+    WEIGHTS,
+    FakeHub,
+    contents,
+    one_line,
+    resolve_in_a_process,
+)
 from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
 from minisgl_fast.errors import ConfigError
@@ -42,20 +52,6 @@ def resolve(hub, tmp_path):
         return resolve_in_a_process(model, "huggingface", environment, revision, weights)
 
     return run
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in Path(folder).rglob("*")
-        if file.is_file()
-    }
-
-
-def one_line(result: dict[str, Any]) -> str:
-    message = result["error"]
-    assert "\n" not in message and "Traceback" not in result["stderr"]
-    return message
 
 
 def test_a_fresh_download_holds_the_wanted_files_and_no_others(hub, resolve):

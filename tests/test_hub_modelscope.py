@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import MAIN, OLD, REPOSITORY, WANTED, WEIGHTS, FakeHub, resolve_in_a_process
+from hub_server import (
+    MAIN,
+    OLD,
+    REPOSITORY,
+    WANTED,
+    WEIGHTS,
+    FakeHub,
+    contents,
+    one_line,
+    resolve_in_a_process,
+)
 
 from minisgl_fast.errors import ConfigError
 from minisgl_fast.hub import resolve_model
@@ -43,20 +52,6 @@ def resolve(hub, tmp_path):
         return resolve_in_a_process(model, "modelscope", environment, revision)
 
     return run
-
-
-def contents(folder: str) -> dict[str, bytes]:
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in Path(folder).rglob("*")
-        if file.is_file()
-    }
-
-
-def one_line(result: dict[str, Any]) -> str:
-    message = result["error"]
-    assert "\n" not in message and "Traceback" not in result["stderr"]
-    return message
 
 
 def test_a_fresh_download_holds_the_wanted_files_and_no_others(hub, resolve):

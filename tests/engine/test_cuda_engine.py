@@ -9,53 +9,27 @@ by its logits, against the same model in float32 on the CPU.
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_driver import EngineDriver
+from engine_driver import ON_GPU, TINY_VOCAB_LIMIT, Start, open_engines
 from step_driver import Driver
 
-from minisgl_fast.config import Config
-from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.progress import silent
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-MAKE_TINY_MODEL = Path(__file__).parents[2] / "tools" / "make_tiny_model.py"
-VOCAB_LIMIT = 259
-Start = Callable[..., EngineDriver]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-gpu")
-    shape = "--hidden 128 --intermediate 256 --head-dim 64 --dtype bfloat16"
-    subprocess.run([sys.executable, MAKE_TINY_MODEL, folder, *shape.split()], check=True)
-    return folder
-
 
 @pytest.fixture
-def start(model: Path) -> Iterator[Start]:
-    engines: list[Engine] = []
-
-    def start_engine(**settings: Any) -> EngineDriver:
-        settings = {"num_pages": 512, "max_running_requests": 16, **settings}
-        config = Config(model=str(model), device="cuda", max_model_len=2048, **settings)
-        engines.append(Engine(config, model, VOCAB_LIMIT, (258,), silent))
-        return EngineDriver(engines[-1])
-
-    yield start_engine
-    for engine in engines:
-        engine.close()
+def start(gpu_model: Path) -> Iterator[Start]:
+    with open_engines(gpu_model, **ON_GPU) as start:
+        yield start
 
 
 def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -92,7 +66,7 @@ def test_running_out_of_pages_preempts_and_loses_nothing(start: Start) -> None:
     results = driver.outputs([{**request, "max_tokens": 150} for request in requests(24)])
     assert driver.engine.stats()["preemptions"] > 0
     assert [len(result.tokens) for result in results] == [150] * 24
-    assert all(0 <= token < VOCAB_LIMIT for result in results for token in result.tokens)
+    assert all(0 <= token < TINY_VOCAB_LIMIT for result in results for token in result.tokens)
 
 
 def test_random_aborts_leave_no_page_behind(start: Start) -> None:
@@ -109,14 +83,16 @@ def test_random_aborts_leave_no_page_behind(start: Start) -> None:
 
 
 @pytest.mark.parametrize("chunks", [[96], [64, 32], [33, 62, 1], [1] * 96], ids=str)
-def test_logits_are_the_cpus_within_the_noise_of_bfloat16(model: Path, chunks: list[int]) -> None:
+def test_logits_are_the_cpus_within_the_noise_of_bfloat16(
+    gpu_model: Path, chunks: list[int]
+) -> None:
     tokens = random.Random(5).choices(range(256), k=96)
     expected, got = [], []
     for device, dtype, logits in (
         ("cpu", torch.float32, expected),
         ("cuda", torch.bfloat16, got),
     ):
-        driver = Driver.load(model, dtype, device=device, page_size=64)
+        driver = Driver.load(gpu_model, dtype, device=device, page_size=64)
         driver.add(0, tokens)
         for length in chunks:
             last = driver.run([(0, length)])
@@ -125,9 +101,9 @@ def test_logits_are_the_cpus_within_the_noise_of_bfloat16(model: Path, chunks: l
     assert error < 3e-2
 
 
-def test_a_cached_prefix_gives_the_logits_of_a_cold_one(model: Path) -> None:
+def test_a_cached_prefix_gives_the_logits_of_a_cold_one(gpu_model: Path) -> None:
     tokens = random.Random(6).choices(range(256), k=200)
-    driver = Driver.load(model, torch.bfloat16, device="cuda", page_size=64)
+    driver = Driver.load(gpu_model, torch.bfloat16, device="cuda", page_size=64)
     driver.add(0, tokens)
     cold = driver.run([(0, 200)]).float()
     driver.add(1, tokens, shared_with=0)

