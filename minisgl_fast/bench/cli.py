@@ -7,6 +7,7 @@ import asyncio
 import gc
 import math
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,23 @@ kernels` the CUDA kernels; each has its own --help."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``minisgl-fast bench ARGUMENTS``; the process's exit code. Raises ConfigError."""
+    """Run ``minisgl-fast bench ARGUMENTS``; the process's exit code. Raises ConfigError.
+
+    Where the reader of the output has left (``| head``), SIGPIPE ends the process as it ends other
+    tools. It is ignored until then: a server that leaves must not end the process.
+    """
+    try:
+        try:
+            return _command(arguments)
+        finally:
+            sys.stdout.flush()  # here, where its error can be told from others
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
+        raise
+
+
+def _command(arguments: Sequence[str]) -> int:
     command = arguments[0] if arguments else ""
     if command == "compare":
         return _compare(arguments[1:])
@@ -51,9 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     check(options)
     report = _run(options, make_endpoint(options), Workload(options), options.seed, "bench")
-    print(make_table(report))
     _write(options.json, orjson.dumps(report))
     _write(options.html, make_page([report]).encode())
+    print(make_table(report))
     return 0 if report["completed"] else EXIT_FAILED
 
 
@@ -81,9 +98,9 @@ def _sweep(arguments: Sequence[str]) -> int:
         report = _run(options, endpoint, Workload(options), seed, what)
         print(f"\n{what}\n{make_table(report)}", flush=True)
         reports.append(report)
-    print(make_comparison(reports))
     _write(options.json, orjson.dumps(reports))
     _write(options.html, make_page(reports, is_sweep=True).encode())
+    print(make_comparison(reports))
     return 0 if any(report["completed"] for report in reports) else EXIT_FAILED
 
 
@@ -106,8 +123,8 @@ def _compare(arguments: Sequence[str]) -> int:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots")
     options = parser.parse_args(arguments)
     reports = [report for path in options.files for report in _load(path)]
-    print(make_comparison(reports))
     _write(options.html, make_page(reports).encode())
+    print(make_comparison(reports))
     return 0
 
 

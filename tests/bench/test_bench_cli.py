@@ -1,6 +1,7 @@
 """The command as people run it: options, files it writes, exit codes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -295,3 +296,25 @@ def test_ctrl_c_ends_a_run_and_reports_what_was_done(tmp_path):
     report = json.loads(path.read_text())
     assert report["interrupted"] is True
     assert (report["completed"], report["minisgl_fast"]["errors"]) == (1, {"cancelled": 1})
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly_but_costs_no_file(server, tmp_path):
+    def run_unread(*arguments):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "minisgl_fast", "bench", *arguments]
+        try:
+            return subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+        finally:
+            os.close(writer)
+
+    path, page = tmp_path / "run.json", tmp_path / "both.html"
+    small = ("--model", "m", "--num-prompts", "3", "--input-len", "3", "--output-len", "2")
+    for arguments in (
+        ("--base-url", server.url, "--quiet", *small, "--json", str(path)),
+        ("compare", str(path), "--html", str(page)),
+    ):
+        done = run_unread(*arguments)
+        assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+    assert json.loads(path.read_text())["completed"] == 3
+    check_page(page)
