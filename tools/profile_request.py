@@ -4,6 +4,7 @@
     tools/profile_request.py                    completions of one token, the prompt as token ids
     tools/profile_request.py --case chat        a short chat, with template and tokenizer
     tools/profile_request.py --case long        a chat of a thousand tokens
+    tools/profile_request.py --seeds            each request with a seed of its own
 
 The whole way from the bytes of a request to the bytes of its answer runs in this process, without
 sockets and without an engine: HTTP connections get their bytes from here, frames to the engine are
@@ -20,6 +21,7 @@ import asyncio
 import functools
 import gc
 import gzip
+import itertools
 import json
 import shutil
 import tempfile
@@ -152,7 +154,7 @@ class Clock:
 class Bench:
     """A frontend with ``num`` connections, and one request for all of them."""
 
-    def __init__(self, folder: Path, case: str, num: int) -> None:
+    def __init__(self, folder: Path, case: str, num: int, with_seeds: bool = False) -> None:
         config = Config(model="fake", served_model_name="fake", fake_engine=True)
         tokenizer = Tokenizer.load(folder)
         tokenizer.accelerate()
@@ -178,21 +180,28 @@ class Bench:
             connection = self.server.connection()
             connection.connection_made(transport)  # type: ignore[arg-type]
             self.connections.append(connection)
-        path, fields = CASES[case]
-        body = json.dumps({"model": "fake", "max_tokens": 1, **fields}).encode()
-        self.request = (
+        self.path, self.fields = CASES[case]
+        self.seeds = itertools.count(10**9) if with_seeds else None
+        self.requests = [self.request() for _ in self.connections]
+
+    def request(self) -> bytes:
+        seed = {} if self.seeds is None else {"seed": next(self.seeds)}
+        body = json.dumps({"model": "fake", "max_tokens": 1, **self.fields, **seed}).encode()
+        return (
             b"POST %b HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (path.encode(), len(body), body)
+            b"Content-Length: %d\r\n\r\n%b" % (self.path.encode(), len(body), body)
         )
 
-    def receive(self, connection: http.HttpConnection) -> None:
-        connection.data_received(self.request)
+    def receive(self, connection: http.HttpConnection, request: bytes) -> None:
+        connection.data_received(request)
 
     async def turn(self) -> float:
         """A request on every connection; CPU microseconds each, without what the engine does."""
+        if self.seeds is not None:
+            self.requests = [self.request() for _ in self.connections]
         start = time.thread_time_ns()
-        for connection in self.connections:
-            self.receive(connection)
+        for connection, request in zip(self.connections, self.requests, strict=True):
+            self.receive(connection, request)
         await asyncio.sleep(0)
         ns = time.thread_time_ns() - start
         payload = self.engine.step()
@@ -232,7 +241,7 @@ async def profile(arguments: argparse.Namespace, folder: Path) -> None:
         gzip.decompress((TOKENIZER / "tokenizer.json.gz").read_bytes())
     )
     shutil.copy(TOKENIZER / "tokenizer_config.json", folder)
-    bench = Bench(folder, arguments.case, arguments.at_once)
+    bench = Bench(folder, arguments.case, arguments.at_once, arguments.seeds)
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)  # as in service.py
@@ -265,6 +274,7 @@ def main() -> None:
     )
     parser.add_argument("--case", choices=CASES, default="ids")
     parser.add_argument("--at-once", type=int, default=16, help="requests in a turn of the loop")
+    parser.add_argument("--seeds", action="store_true", help="each request has its own")
     parser.add_argument("--turns", type=int, default=400)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,44 +1,67 @@
 """PlainLane: the short way from a request's body to a PlainSession.
 
-Clients send the same body again and again, but for the prompt. So the body is cut into its prompt
-and what is around it, and if that came before, its Recipe is known: what is left is to read the
-prompt, and to send it to the engine.
+Clients send the same body again and again, but for the prompt, and perhaps for a seed or a length.
+So the body is cut into its prompt and what is around it, out of which these numbers are taken, and
+if that came before, its Recipe is known: what is left is to read the prompt, and to send it to the
+engine.
 
-    {"model":"m","prompt":  [1,2,3]  ,"max_tokens":1}
-    |------- before ------| prompt  |---- behind ----|
+    {"model":"m","prompt":  [1,2,3]  ,"max_tokens":1,"seed":7}
+    |------- before ------| prompt  |---- behind -----------|
 
 Rules:
 - A recipe is learnt from the two parts with a sample for a prompt between them. If that is a body
   whose prompt is the sample, then so is one with any other JSON value in its place: what stands
-  before a value does not depend on it.
+  before a value does not depend on it. So it is with the numbers.
 - ``take`` answers what it can answer well, and leaves everything else, all errors included, to the
   way that all requests can go; until then nothing has been done.
 - A body that is not seen twice is not worth a recipe; what is kept is bounded.
 """
 
+import secrets
 from array import array
 
 import msgspec
 
 from cpython.array cimport array as c_array
 from cpython.array cimport clone
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcpy
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from minisgl_fast.api.plain_session cimport PlainSession, Recipe
 from minisgl_fast.server.http_request cimport HttpRequest
+from minisgl_fast.server.string_bytes cimport to_bytes
 
 from minisgl_fast.api.plain_body import PlainMessage
 from minisgl_fast.errors import MinisglError
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *where, size_t size, const void *what, size_t what_size)
 
 cdef enum:
     MAX_KNOWN = 2048
     MAX_AROUND = 2048  # bytes around a prompt
     MAX_MESSAGES = 4096
     MAX_DIGITS = 10
+    MAX_NUMBER_DIGITS = 18
+
+cdef struct Numbers:
+    # Those of a body, -1 where it has none that is plain.
+    int64_t seed
+    int64_t max_tokens
+
+cdef string SEED = b'"seed"'
+cdef string MAX_TOKENS = b'"max_tokens"'
+cdef string MAX_COMPLETION_TOKENS = b'"max_completion_tokens"'  # wins over the other
+# What stands for the numbers, and for the prompt: no JSON has such bytes.
+cdef enum:
+    PROMPT_MARK = 0
+    SEED_MARK = 1
+    MAX_TOKENS_MARK = 2
+cdef int64_t SEED_SAMPLE = 10**9 + secrets.randbelow(10**9)
+cdef int64_t MAX_TOKENS_SAMPLE = 10**5 + secrets.randbelow(10**5)
 
 cdef c_array _INTS = array("i")
 cdef object _texts = msgspec.json.Decoder(str)
@@ -74,6 +97,7 @@ cdef class PlainLane:
         cdef Py_ssize_t start = _value_of(data, size, self._key)
         cdef Py_ssize_t end = -1
         cdef vector[int32_t] ids
+        cdef Numbers numbers
         cdef Recipe recipe
         if start < 0:
             return False
@@ -85,7 +109,7 @@ cdef class PlainLane:
             end = _read_ids(data, start, size, ids)
         if end < 0 or (ids.empty() and not self._frontend.tokenizer.is_short(end - start, True)):
             return False  # what is encoded elsewhere is not to be rendered twice
-        recipe = self._recipe(data, start, end, size)
+        recipe = self._recipe(data, start, end, size, &numbers)
         if recipe is None:
             return False
         if self._formats is not None:
@@ -98,34 +122,58 @@ cdef class PlainLane:
             prompt = self._encoded(recipe, text)
         else:
             prompt = self._checked(ids)
-        return prompt is not None and self._run(recipe, prompt, exchange, received)
+        return prompt is not None and self._run(recipe, prompt, numbers, exchange, received)
 
     cdef Recipe _recipe(
-        self, const char *data, Py_ssize_t start, Py_ssize_t end, Py_ssize_t size
+        self, const char *data, Py_ssize_t start, Py_ssize_t end, Py_ssize_t size, Numbers *numbers
     ):
         """The recipe of bodies with this around their prompt, None if there is none (yet)."""
-        cdef Py_ssize_t rest = size - end
-        cdef bytes around
-        if start + rest > MAX_AROUND:
+        cdef string around
+        cdef bytes key
+        if start + size - end > MAX_AROUND:
             return None
-        around = PyBytes_FromStringAndSize(NULL, start + 1 + rest)
-        cdef char *out = PyBytes_AS_STRING(around)
-        memcpy(out, data, start)
-        out[start] = 0  # which no JSON has
-        memcpy(out + start + 1, data + end, rest)
-        found = self._known.get(around, self)
+        around.reserve(<size_t>(start + size - end + 2))
+        around.push_back(0)
+        around.append(data, <size_t>start)
+        around.push_back(PROMPT_MARK)
+        around.append(data + end, <size_t>(size - end))
+        numbers.seed = _cut(around, SEED, SEED_MARK)
+        numbers.max_tokens = _cut(around, MAX_COMPLETION_TOKENS, MAX_TOKENS_MARK)
+        if numbers.max_tokens < 0:
+            numbers.max_tokens = _cut(around, MAX_TOKENS, MAX_TOKENS_MARK)
+        # A body that has a mark itself must not pass for one that has a number there.
+        around[0] = <char>((numbers.seed >= 0) + 2 * (numbers.max_tokens >= 0))
+        key = to_bytes(around)
+        found = self._known.get(key, self)
         if found is self:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            self._known[around] = _SEEN_ONCE
+            self._known[key] = _SEEN_ONCE
             return None
         if found is _SEEN_ONCE:
             try:
-                found = self._learn(data[:start], data[end:size])
+                found = self._learnt(key[1:], numbers[0])
             except MinisglError:  # which the other way finds in its turn
                 found = None
-            self._known[around] = found
+            self._known[key] = found
         return found
+
+    cdef Recipe _learnt(self, bytes around, Numbers numbers):
+        """The recipe of bodies that were cut to this, None if there is none."""
+        cdef Recipe recipe
+        for mark, number, sample in (
+            (SEED_MARK, numbers.seed, SEED_SAMPLE),
+            (MAX_TOKENS_MARK, numbers.max_tokens, MAX_TOKENS_SAMPLE),
+        ):
+            around = around.replace(b"%c" % mark, b"%d" % sample, number >= 0)
+        recipe = self._learn(*around.split(b"%c" % PROMPT_MARK, 1))
+        if (
+            recipe is None
+            or (numbers.seed >= 0 and recipe.seed != SEED_SAMPLE)
+            or (numbers.max_tokens >= 0 and recipe.max_tokens != MAX_TOKENS_SAMPLE)
+        ):
+            return None
+        return recipe
 
     cdef object _checked(self, const vector[int32_t] &ids):
         """The ids as an array, None if the vocabulary does not have them all."""
@@ -163,16 +211,18 @@ cdef class PlainLane:
         tokenizer.check_fits(text, self._frontend.facts.max_model_len, param=recipe.param)
         return tokenizer.encode_array(text, add_special_tokens=recipe.add_special_tokens)
 
-    cdef bint _run(self, Recipe recipe, prompt, exchange, double received) except -1:
+    cdef bint _run(
+        self, Recipe recipe, prompt, Numbers numbers, exchange, double received
+    ) except -1:
         cdef Py_ssize_t num_prompt = len(prompt)
         cdef int64_t room = self._frontend.facts.max_model_len - num_prompt
-        cdef int64_t max_tokens = recipe.limit(room)
+        cdef int64_t max_tokens = recipe.limit(room, numbers.max_tokens)
         if not num_prompt or not max_tokens:
             return False
         cdef PlainSession session = PlainSession(
             self._frontend, self._pipeline.metrics, exchange, received, recipe
         )
-        session.start(prompt, max_tokens)
+        session.start(prompt, max_tokens, numbers.seed)
         return True
 
 
@@ -187,20 +237,35 @@ cdef Py_ssize_t _value_of(
 ) noexcept nogil:
     """Where the value of a key may begin, -1 if nowhere. Learning finds out whether it does."""
     cdef Py_ssize_t length = <Py_ssize_t>key.size()
-    cdef const char *found = data
     cdef Py_ssize_t at
-    while True:
-        found = <const char *>memchr(found, c'"', <size_t>(data + size - found))
-        if found == NULL or data + size - found < length:
-            return -1
-        if memcmp(found, key.data(), <size_t>length) == 0:
-            break
-        found += 1
+    cdef const char *found = <const char *>memmem(data, <size_t>size, key.data(), key.size())
+    if found == NULL:
+        return -1
     at = _behind_white(data, found - data + length, size)
     if at >= size or data[at] != c":":
         return -1
     at = _behind_white(data, at + 1, size)
     return at if at < size else -1
+
+
+cdef int64_t _cut(string &body, const string &key, char mark) noexcept nogil:
+    """Put ``mark`` for the value of a key, if that is a plain number; the number, or -1."""
+    cdef Py_ssize_t size = <Py_ssize_t>body.size()
+    cdef const char *data = body.data()
+    cdef Py_ssize_t first = _value_of(data, size, key)
+    cdef Py_ssize_t at = first
+    cdef int64_t value = 0
+    if first < 0:
+        return -1
+    while at < size and c"0" <= data[at] <= c"9" and at - first < MAX_NUMBER_DIGITS:
+        value = 10 * value + (data[at] - c"0")
+        at += 1
+    if at == first or (data[first] == c"0" and at - first > 1):
+        return -1
+    if at == size or data[at] not in (c",", c"}", c" ", c"\n", c"\r", c"\t"):
+        return -1
+    body.replace(<size_t>first, <size_t>(at - first), 1, mark)
+    return value
 
 
 cdef Py_ssize_t _end_of_string(

@@ -12,7 +12,8 @@ from minisgl_fast.wire cimport AddTemplate
 
 
 cdef class Recipe:
-    """What requests have in common that differ in their prompts alone; see plain_session.pyx."""
+    """What requests have in common that differ in prompt, seed and length alone; see
+    plain_session.pyx."""
     cdef readonly str route
     cdef readonly bint streams
     cdef AddTemplate add
@@ -38,7 +39,7 @@ cdef class Recipe:
     cdef Mold closing_text
     cdef Mold ending
 
-    cdef int64_t limit(self, int64_t room) noexcept
+    cdef int64_t limit(self, int64_t room, int64_t asked) noexcept
 
 
 cdef class PlainSession(Generation):
@@ -50,7 +51,7 @@ cdef class PlainSession(Generation):
     cdef object output
     cdef vector[string] values        # for the molds
 
-    cdef int start(self, prompt, int64_t max_tokens) except -1
+    cdef int start(self, prompt, int64_t max_tokens, int64_t own_seed) except -1
     cdef int _begin_output(self) except -1
     cdef int _close_output(self, Choice choice, tuple end) except -1
     cdef bint _has_watched(self, Choice choice) noexcept

@@ -64,13 +64,17 @@ cdef class Recipe:
         self.closing_text = molds.get("closing_text")
         self.ending = molds.get("ending")
 
-    cdef int64_t limit(self, int64_t room) noexcept:
+    cdef int64_t limit(self, int64_t room, int64_t asked) noexcept:
         """How many tokens to generate where the context has ``room`` for so many; 0 if they do not
-        fit."""
-        if room < 1 or self.max_tokens > room:
+        fit. ``asked``: the request's own ``max_tokens``, -1 for the recipe's."""
+        if asked < 0:
+            asked = self.max_tokens
+        elif asked == 0:
             return 0
-        if self.max_tokens:
-            return self.max_tokens
+        if room < 1 or asked > room:
+            return 0
+        if asked:
+            return asked
         return min(room, self.default_max_tokens) if self.default_max_tokens else room
 
 
@@ -88,8 +92,9 @@ cdef class PlainSession(Generation):
         self.streaming = recipe.streams
         self.recipe = recipe
 
-    cdef int start(self, prompt, int64_t max_tokens) except -1:
-        """Send it to the engine: so many tokens behind the prompt."""
+    cdef int start(self, prompt, int64_t max_tokens, int64_t own_seed) except -1:
+        """Send it to the engine: so many tokens behind the prompt. ``own_seed``: -1 for that of the
+        recipe."""
         cdef Recipe recipe = self.recipe
         cdef Py_ssize_t size
         cdef const char *request_id = PyUnicode_AsUTF8AndSize(
@@ -113,7 +118,9 @@ cdef class PlainSession(Generation):
                 choice.is_parsed = True
         self.num_prompt = <size_t>len(prompt)
         self.start_choices([choice])
-        seed = fresh_seed() if recipe.seed is None else recipe.seed
+        seed = recipe.seed if own_seed < 0 else own_seed
+        if seed is None:
+            seed = fresh_seed()
         self.frontend.submit(choice, prompt, recipe.add, seed, max_tokens)
         self.metrics.num_prompt_tokens += self.num_prompt
         return 0

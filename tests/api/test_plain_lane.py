@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_driver import CHAT, COMPLETIONS, Driver, counters, ended
 
+from minisgl_fast.api import plain_session, session
 from minisgl_fast.text.tokenizer import MAX_INLINE_CHARACTERS
 from minisgl_fast.wire import FinishReason, FrameKind
 
@@ -116,6 +117,41 @@ async def test_a_request_that_comes_again_goes_the_short_way(tokenizer, template
     body = json.dumps({**prompt, "max_tokens": 9, "stream": stream}).encode()
     kinds = [(await outcome(short, path, body, [5], REASON.LENGTH))[2] for _ in range(3)]
     assert kinds == [["Session"], ["PlainSession"], ["PlainSession"]]
+
+
+# What stands before and behind a number, of bodies whose other numbers go the short way.
+PLACES = (
+    (b'{"prompt":[1],"seed":', b"}", True),
+    (b'{"seed" : ', b' ,"prompt":[1]}', True),
+    (b'{"prompt":[1],"max_tokens":3,"seed":', b'\n,"stream":true}', True),
+    (b'{"prompt":[1],"max_tokens":', b"}", True),
+    (b'{"max_tokens":', b',"prompt":[1],"seed":5,"stop":["x"]}', True),
+    (b'{"prompt":[1],"max_tokens":7,"max_completion_tokens":', b"}", True),
+    (b'{"prompt":[1],"max_completion_tokens":8,"max_tokens":', b"}", False),
+    (b'{"max_tokens":', b',"prompt":[1],"min_tokens":6}', False),
+    # Not where the number belongs.
+    (b'{"prompt":[1],"metadata":{"seed":', b"}}", False),
+    (b'{"metadata":{"seed":', b'},"seed":3,"prompt":[1]}', False),
+    (b'{"seed":', b',"seed":3,"prompt":[1]}', False),
+    (b'{"prompt":[1],"user":"\\"seed\\":', b'"}', False),
+    (b'{"prompt":[1],"max_tokens":1\x02,"seed":', b"}", False),
+)
+NUMBERS = (
+    b"0", b"1", b"5", b"6", b"7", b"4095", b"4096", b"999999999999999999", b"9223372036854775807",
+    b"18446744073709551616", b"-1", b"-0", b"01", b"1.0", b"1.5", b"1e1", b"1 2", b"", b"null",
+    b"true", b'"1"', b"\x01", b"\x02", b"+1", b"0x1", b"1]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+@on_a_loop
+async def test_numbers_of_their_own_are_told_alike(tokenizer, template, place, monkeypatch):
+    for module in (session, plain_session):
+        monkeypatch.setattr(module, "fresh_seed", lambda: 77)
+    before, behind, is_short = place
+    fresh = [b"%d" % number for number in (11, 12, 13)]
+    bodies = [before + number + behind for number in (*fresh, *NUMBERS, b"14")]
+    assert await compare(tokenizer, template, COMPLETIONS, bodies, [5, 6]) is is_short
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
@@ -322,7 +358,7 @@ async def test_what_refuses_requests_refuses_plain_ones(tokenizer, template):
 async def test_what_is_kept_of_bodies_is_bounded(tokenizer, template):
     """Bodies that differ in more than their prompts are answered all the same."""
     limit = FACTS["max_model_len"]
-    bodies = [{"prompt": [1], "seed": seed % 1500} for seed in range(5000)]
+    bodies = [{"prompt": [1], "top_k": top_k % 1500} for top_k in range(5000)]
     bodies += [{"prompt": [1], "stop": ["x" * 200] * 20}] * 3 + [{"prompt": [1] * limit}] * 3
     driver = Driver(tokenizer, template)
     for body in bodies:
