@@ -253,6 +253,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("section", nargs="*", choices=[[], *SECTIONS], default=[])
     names = parser.parse_args().section or list(SECTIONS)
+    if not torch.cuda.is_available():
+        raise SystemExit("needs an NVIDIA GPU")
     torch.manual_seed(0)
     bandwidth = read_bandwidth()
     for name in names:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from random import Random
 
-from bench_offline import Request, argument_parser, make_engine, run
+from bench_offline import MAX_ID, Request, argument_parser, make_engine, run
 
 CASES = ((1, 128, 512), (16, 512, 256))
 
@@ -24,7 +24,7 @@ def main() -> None:
     for batch_size, num_prompt, num_output in CASES:
 
         def draw(size: int = num_prompt, output: int = num_output) -> Request:
-            return Request([random.randint(0, 10000) for _ in range(size)], output)
+            return Request([random.randint(0, MAX_ID) for _ in range(size)], output)
 
         run(engine, [draw() for _ in range(batch_size)], 0.0)
         times = []

@@ -32,6 +32,8 @@ from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import ConsoleProgress
 from minisgl_fast.wire import pack_add, unpack_step
 
+MAX_ID = 10_000
+
 
 class Request(NamedTuple):
     prompt: list[int]
@@ -50,7 +52,7 @@ def mini_sglang_workload(num_requests: int = 256, seed: int = 0) -> list[Request
     """The requests of Mini-SGLang's offline benchmark, drawn in its order."""
     random = Random(seed)
     prompts = [
-        [random.randint(0, 10000) for _ in range(random.randint(100, 1024))]
+        [random.randint(0, MAX_ID) for _ in range(random.randint(100, 1024))]
         for _ in range(num_requests)
     ]
     return [Request(prompt, random.randint(100, 1024)) for prompt in prompts]
@@ -91,6 +93,8 @@ def run(
     keep_cache: bool = False,
 ) -> Run:
     """Add all requests at once and step until all have ended; then empty the prefix cache."""
+    if engine.facts()["vocab_size"] <= MAX_ID:
+        raise SystemExit(f"the prompts have ids up to {MAX_ID}, the model has fewer")
     steps_before = engine.stats()["steps"]
     start = time.perf_counter()
     for rid, request in enumerate(requests):

@@ -33,7 +33,10 @@ def tools_folder() -> Path:
 
 
 def run_tool(name: str, arguments: Sequence[str]) -> int:
-    """Run a script as ``python tools/SCRIPT ARGUMENTS`` would; its exit code."""
+    """Run a script as ``python tools/SCRIPT ARGUMENTS`` would; its exit code.
+
+    ConfigError if it ends with a message, or lacks a package.
+    """
     script = tools_folder() / SCRIPTS[name]
     argv, path = sys.argv, sys.path
     sys.argv = [f"minisgl-fast bench {name}", *arguments]  # which its help shows
@@ -41,9 +44,9 @@ def run_tool(name: str, arguments: Sequence[str]) -> int:
     try:
         code = _load(script).main()
     except SystemExit as end:
-        if end.code is None:
-            return 0
-        return end.code if isinstance(end.code, int) else 1
+        if isinstance(end.code, str):
+            raise ConfigError(f"bench {name}: {end.code}") from end
+        return end.code if isinstance(end.code, int) else 0
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "cupy"):
             raise

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from minisgl_fast.bench import tools
 from minisgl_fast.bench.cli import main
@@ -47,7 +48,6 @@ def script(tmp_path, monkeypatch):
         ("return 4", 4),
         ("raise SystemExit", 0),
         ("raise SystemExit(3)", 3),
-        ("raise SystemExit('no')", 1),
     ],
 )
 def test_exit_codes_are_the_scripts(script, text, code):
@@ -55,6 +55,23 @@ def test_exit_codes_are_the_scripts(script, text, code):
     argv, path = sys.argv, sys.path
     assert run_tool("offline", []) == code
     assert (sys.argv, sys.path) == (argv, path)
+
+
+def test_the_message_of_a_script_is_the_error(script):
+    script("raise SystemExit('needs more')")
+    with pytest.raises(ConfigError, match="bench offline: needs more"):
+        run_tool("offline", [])
+
+
+def test_a_model_with_too_few_ids_is_refused(tiny_model):
+    with pytest.raises(ConfigError, match="ids up to 10000"):
+        run_tool("latency", ["--model", str(tiny_model), "--device", "cpu"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_without_a_gpu_are_refused():
+    with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
+        run_tool("kernels", [])
 
 
 def test_what_is_not_installed_is_named(script):
