@@ -10,41 +10,32 @@ from __future__ import annotations
 from collections.abc import Container
 
 from minisgl_fast.parsers.call_json import CallReader
+from minisgl_fast.parsers.call_parser import CallParser
 from minisgl_fast.parsers.events import Content, Event, Steady
-from minisgl_fast.parsers.scan import WHITE_SPACE, ContentGate, Tags, split_white
+from minisgl_fast.parsers.scan import WHITE_SPACE, Tags, split_white
 
 TAG = "<|python_tag|>"
 _TAG = Tags(TAG)
 _TAG_OR_SEMICOLON = Tags(TAG, ";")
 
 
-class Llama3Parser:
+class Llama3Parser(CallParser):
     """Calls in one answer's content."""
 
     openers = (TAG,)
 
     def __init__(self, names: Container[str]) -> None:
         """``names``: the tools of the request."""
+        super().__init__()
         self._names = names
-        self._gate = ContentGate()
-        self._rest = ""  # not used yet
-        self._head = ""  # what stands before a call that has not started
         self._may_begin = True  # here a call may begin
         self._reader: CallReader | None = None
-        self._num_calls = 0
 
     @property
     def steady(self) -> Steady | None:
         if self._reader is not None or self._may_begin or self._rest or not self._gate.is_open:
             return None
         return Steady(Content, _TAG.first)
-
-    def feed(self, text: str) -> list[Event]:
-        self._rest += text
-        events: list[Event] = []
-        while self._rest and self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         events: list[Event] = []
@@ -59,15 +50,8 @@ class Llama3Parser:
             return self._read_call(self._reader, events)
         if self._may_begin:
             return self._read_opening(events)
-        found = _TAG.find(self._rest)
-        if found is None:
-            text, self._rest = _TAG.split_held(self._rest)
-            events += self._gate.text(text)
-            return False
-        events += self._gate.text(self._rest[: found[0]])
-        self._rest = self._rest[found[0] :]
-        self._may_begin = True
-        return True
+        self._may_begin = self._take_text(_TAG, events) is not None
+        return self._may_begin
 
     def _read_opening(self, events: list[Event]) -> bool:
         """White space, a semicolon behind a call, the tag; then the object or something else."""
@@ -97,19 +81,12 @@ class Llama3Parser:
         self._may_begin = False
 
     def _read_call(self, reader: CallReader, events: list[Event]) -> bool:
-        was_started = reader.started
-        used, found = reader.feed(self._rest)
-        self._rest = self._rest[used:]
-        if reader.started and not was_started:
-            self._gate.call()
-            self._head = ""
-            self._num_calls += 1
-        events += found
-        if reader.ended:
-            self._reader = None
-            if reader.failed:
-                self._rest = reader.raw + self._rest
-                self._pass(events)
-            else:
-                self._may_begin = True
-        return reader.ended
+        if not self._take_json(reader, events):
+            return False
+        self._reader = None
+        if reader.failed:
+            self._rest = reader.raw + self._rest
+            self._pass(events)
+        else:
+            self._may_begin = True
+        return True

@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 
 from minisgl_fast.parsers.call_json import CallReader
+from minisgl_fast.parsers.call_parser import CallParser
 from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Steady
-from minisgl_fast.parsers.scan import MAX_HEAD, ContentGate, Tags, ValueScanner, split_white
+from minisgl_fast.parsers.scan import MAX_HEAD, Tags, ValueScanner, split_white
 
 TAG = "[TOOL_CALLS]"
 _TAG = Tags(TAG)
@@ -24,33 +25,23 @@ _NAME = re.compile(r"([\w.\-/:]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(?=
 _HEAD = re.compile(r"[\w.\-/:\[\]\s]*")
 
 
-class MistralParser:
+class MistralParser(CallParser):
     """Calls in one answer's content."""
 
     openers = (TAG,)
 
     def __init__(self) -> None:
-        self._gate = ContentGate()
-        self._rest = ""  # not used yet
+        super().__init__()
         self._step = self._read_text
-        self._head = ""  # markup before a call that has not started
         self._reader = CallReader(0)
         self._scanner: ValueScanner | None = None
         self._is_in_array = False
-        self._num_calls = 0
 
     @property
     def steady(self) -> Steady | None:
         if self._step != self._read_text or self._rest or not self._gate.is_open:
             return None
         return Steady(Content, _TAG.first)
-
-    def feed(self, text: str) -> list[Event]:
-        self._rest += text
-        events: list[Event] = []
-        while self._rest and self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         raw = ""
@@ -63,13 +54,9 @@ class MistralParser:
     # States: use up some of the rest; False if it has to wait for more
 
     def _read_text(self, events: list[Event]) -> bool:
-        found = _TAG.find(self._rest)
-        if found is None:
-            text, self._rest = _TAG.split_held(self._rest)
-            events += self._gate.text(text)
+        if self._take_text(_TAG, events) is None:
             return False
-        events += self._gate.text(self._rest[: found[0]])
-        self._rest = self._rest[found[0] + len(TAG) :]
+        self._rest = self._rest[len(TAG) :]
         self._head = TAG
         self._step = self._read_opening
         return True
@@ -94,7 +81,7 @@ class MistralParser:
                 return False
             return self._give_up(events)
         self._rest = self._rest[match.end() :]
-        self._started()
+        self._start_call()
         events.append(CallStart(self._num_calls - 1, match.group(1)))
         self._scanner = ValueScanner("{")
         self._step = self._read_arguments
@@ -118,13 +105,7 @@ class MistralParser:
     def _read_object(self, events: list[Event]) -> bool:
         """A call in JSON."""
         reader = self._reader
-        was_started = reader.started
-        used, found = reader.feed(self._rest)
-        self._rest = self._rest[used:]
-        if reader.started and not was_started:
-            self._started()
-        events += found
-        if not reader.ended:
+        if not self._take_json(reader, events):
             return False
         if reader.failed:
             self._rest = reader.raw + self._rest
@@ -134,8 +115,7 @@ class MistralParser:
 
     def _read_separator(self, events: list[Event]) -> bool:
         """Between the calls of an array."""
-        white, self._rest = split_white(self._rest)
-        events += self._gate.text(white)
+        self._take_white(events)
         if not self._rest:
             return False
         if self._rest[0] == ",":
@@ -154,11 +134,6 @@ class MistralParser:
     def _begin_object(self) -> None:
         self._reader = CallReader(self._num_calls)
         self._step = self._read_object
-
-    def _started(self) -> None:
-        self._gate.call()
-        self._head = ""
-        self._num_calls += 1
 
     def _give_up(self, events: list[Event]) -> bool:
         """What looked like a call is text."""

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Container
 from typing import Any
 
+from minisgl_fast.parsers.call_parser import CallParser
 from minisgl_fast.parsers.events import (
     PLAIN,
     CallArguments,
@@ -23,7 +24,7 @@ from minisgl_fast.parsers.events import (
     Event,
     Steady,
 )
-from minisgl_fast.parsers.scan import MAX_HEAD, ContentGate, Tags, split_white
+from minisgl_fast.parsers.scan import MAX_HEAD, Tags, split_white
 
 START = "<|python_start|>"
 END = "<|python_end|>"
@@ -37,35 +38,25 @@ _MARKS = re.compile(r"[\"'()\[\]{}]")
 _IN_STRING = {quote: re.compile(rf"\\.|{quote}", re.DOTALL) for quote in ('"', "'")}
 
 
-class PythonicParser:
+class PythonicParser(CallParser):
     """Calls in one answer's content."""
 
     openers = (START,)
 
     def __init__(self, names: Container[str]) -> None:
         """``names``: the tools of the request."""
+        super().__init__()
         self._names = names
-        self._gate = ContentGate()
-        self._rest = ""  # not used yet
         self._step = self._read_opening
-        self._head = ""  # markup before a call that is not complete
         self._name = ""
         self._at = 0  # how far the call in the rest was scanned
         self._depth = 0
         self._quote = ""
-        self._num_calls = 0
 
     @property
     def steady(self) -> Steady | None:
         is_text = self._step == self._read_text and not self._rest and self._gate.is_open
         return PLAIN if is_text else None
-
-    def feed(self, text: str) -> list[Event]:
-        self._rest += text
-        events: list[Event] = []
-        while self._rest and self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         events = self._gate.text(self._head + self._rest)
@@ -136,8 +127,7 @@ class PythonicParser:
         return True
 
     def _read_separator(self, events: list[Event]) -> bool:
-        white, self._rest = split_white(self._rest)
-        events += self._gate.text(white)
+        self._take_white(events)
         if not self._rest:
             return False
         if self._rest[0] == ",":
@@ -152,14 +142,8 @@ class PythonicParser:
         return True
 
     def _read_end(self, events: list[Event]) -> bool:
-        white, self._rest = split_white(self._rest)
-        events += self._gate.text(white)
-        tag = _END.begin(self._rest)
-        if tag == "":
+        if not self._take_end(_END, events):
             return False
-        if tag:
-            self._gate.call()
-            self._rest = self._rest[len(tag) :]
         self._step = self._read_text
         return True
 

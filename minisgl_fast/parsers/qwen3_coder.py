@@ -18,11 +18,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from minisgl_fast.parsers.call_parser import CallParser
 from minisgl_fast.parsers.events import CallArguments, CallEnd, CallStart, Content, Event, Steady
 from minisgl_fast.parsers.scan import (
     MAX_HEAD,
     WHITE_SPACE,
-    ContentGate,
     Tags,
     split_white,
 )
@@ -45,19 +45,16 @@ _NAME_END = re.compile(r"[>\n<]")
 Schemas = Mapping[str, Mapping[str, Any]]
 
 
-class Qwen3CoderParser:
+class Qwen3CoderParser(CallParser):
     """Calls in one answer's content."""
 
     openers = (START, FUNCTION)
 
     def __init__(self, schemas: Schemas) -> None:
         """``schemas``: JSON schema of the arguments, for every tool."""
+        super().__init__()
         self._schemas = schemas
-        self._gate = ContentGate()
-        self._rest = ""  # not used yet
         self._step = self._read_text
-        self._head = ""  # markup of a call that has not started
-        self._num_calls = 0
         self._properties: Mapping[str, Any] = {}
         self._num_arguments = 0
         self._types: frozenset[str] = frozenset()
@@ -69,13 +66,6 @@ class Qwen3CoderParser:
         if self._step != self._read_text or self._rest or not self._gate.is_open:
             return None
         return Steady(Content, _OPENERS.first)
-
-    def feed(self, text: str) -> list[Event]:
-        self._rest += text
-        events: list[Event] = []
-        while self._rest and self._step(events):
-            pass
-        return events
 
     def finish(self) -> list[Event]:
         rest, self._rest = self._rest, ""
@@ -101,15 +91,11 @@ class Qwen3CoderParser:
     # States: use up some of the rest; False if it has to wait for more
 
     def _read_text(self, events: list[Event]) -> bool:
-        found = _OPENERS.find(self._rest)
-        if found is None:
-            text, self._rest = _OPENERS.split_held(self._rest)
-            events += self._gate.text(text)
+        tag = self._take_text(_OPENERS, events)
+        if tag is None:
             return False
-        at, tag = found
-        events += self._gate.text(self._rest[:at])
         self._head = tag
-        self._rest = self._rest[at + len(tag) :]
+        self._rest = self._rest[len(tag) :]
         self._step = self._read_opening if tag == START else self._read_name
         return True
 
@@ -136,9 +122,7 @@ class Qwen3CoderParser:
         if match is None or match.group() != ">" or not name:
             return self._give_up(events)
         self._rest = self._rest[match.end() :]
-        self._head = ""
-        self._gate.call()
-        self._num_calls += 1
+        self._start_call()
         self._num_arguments = 0
         properties = self._schemas.get(name, {}).get("properties")
         self._properties = properties if isinstance(properties, Mapping) else {}
@@ -186,14 +170,8 @@ class Qwen3CoderParser:
 
     def _read_end(self, events: list[Event]) -> bool:
         """Behind ``</function>``."""
-        white, self._rest = split_white(self._rest)
-        events += self._gate.text(white)
-        tag = _END.begin(self._rest)
-        if tag == "":
+        if not self._take_end(_END, events):
             return False
-        if tag:
-            self._gate.call()
-            self._rest = self._rest[len(tag) :]
         self._step = self._read_text
         return True
 
