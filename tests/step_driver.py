@@ -31,6 +31,16 @@ SAMPLE_DEFAULTS: dict[str, float] = {
     "sample_flags": 0,
     "mask_rows": 0,
 }
+# Parameters that cut a distribution, or not.
+FILTERS: dict[str, dict[str, float]] = {
+    "plain": {},
+    "cold": {"temperature": 0.5},
+    "hot": {"temperature": 3.0},
+    "top_k": {"top_k": 7},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.1},
+    "all": {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
+}
 FLOAT_FIELDS = ("temperature", "top_p", "min_p", "presence", "frequency", "repetition")
 
 

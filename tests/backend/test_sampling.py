@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from step_driver import make_step
+from step_driver import FILTERS, make_step
 
 from minisgl_fast.backend import sampling
 from minisgl_fast.backend.sampling import philox4x32, reset_counts, sample
@@ -163,17 +163,6 @@ def test_a_mixed_batch_gives_what_the_numpy_version_gives(vocab_limit, dtype):
             counted = bool(params[i]["sample_flags"] & HAS_PENALTIES)
             count = histories[i][1].count(expected[i]) + counted
             assert state.counts[slots[i], expected[i]] & COUNT_MASK == count
-
-
-FILTERS: dict[str, dict[str, float]] = {
-    "plain": {},
-    "cold": {"temperature": 0.5},
-    "hot": {"temperature": 3.0},
-    "top_k": {"top_k": 7},
-    "top_p": {"top_p": 0.8},
-    "min_p": {"min_p": 0.1},
-    "all": {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
-}
 
 
 def exact_odds(logits: torch.Tensor, params: dict[str, float]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from step_driver import make_step
+from step_driver import FILTERS, make_step
 
 from minisgl_fast.backend import sampling
 from minisgl_fast.backend.step import (
@@ -282,17 +282,6 @@ def test_no_rows_is_no_launch():
     _, gpu = make_states(4, 64)
     empty = torch.empty(0, 64, dtype=torch.bfloat16, device=CUDA)
     assert make_sampler(4, 64)(empty, to_cuda(make_step()), gpu, 64).shape == (0,)
-
-
-FILTERS: dict[str, dict[str, float]] = {
-    "plain": {},
-    "cold": {"temperature": 0.5},
-    "hot": {"temperature": 3.0},
-    "top_k": {"top_k": 7},
-    "top_p": {"top_p": 0.8},
-    "min_p": {"min_p": 0.1},
-    "all": {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
-}
 
 
 @pytest.mark.parametrize("is_float", [False, True])

@@ -6,12 +6,21 @@ import sys
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy
 import pytest
 import torch
+from gguf_files import (
+    F32,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    VOCAB,
+    tiny_tensors,
+    write_gguf,
+)
 from smollm2 import PATH, needs_model
 
 import minisgl_fast.model.gguf as loader
@@ -21,8 +30,6 @@ from minisgl_fast.model.gguf_metadata import config_fields, read_config_fields, 
 
 torch.set_num_threads(1)
 
-HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INTERMEDIATE, LAYERS, VOCAB = 4, 2, 16, 64, 96, 2, 40
-F32 = gguf.GGMLQuantizationType.F32
 QUANTIZERS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 # (type, byte offsets of the float16 scales in a block): gguf has no quantiser for these.
 K_QUANTS = {
@@ -53,71 +60,6 @@ class Heads:
 
     num_heads: int = HEADS
     num_kv_heads: int = KV_HEADS
-
-
-def write_gguf(
-    path: Path,
-    architecture: str,
-    tensors: dict[str, tuple[numpy.ndarray, gguf.GGMLQuantizationType]],
-    head_dim: int = HEAD_DIM,
-    **extra: Any,
-) -> Path:
-    """A GGUF file of the test's tiny dimensions with these (raw data, type) tensors."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_context_length(512)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INTERMEDIATE)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(VOCAB)
-    writer.add_eos_token_id(7)
-    for key, value in extra.items():
-        writer.add_key_value(key.replace("__", "."), *value)
-    for name, (data, kind) in tensors.items():
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def tiny_tensors(
-    architecture: str, *, tied: bool = False, head_dim: int = HEAD_DIM
-) -> dict[str, tuple[numpy.ndarray, gguf.GGMLQuantizationType]]:
-    """Random float32 tensors under GGUF names, all that the architecture has."""
-    random = numpy.random.default_rng(1)
-
-    def new(*shape: int) -> tuple[numpy.ndarray, gguf.GGMLQuantizationType]:
-        return random.standard_normal(shape, dtype=numpy.float32), F32
-
-    tensors = {"token_embd.weight": new(VOCAB, HIDDEN), "output_norm.weight": new(HIDDEN)}
-    if not tied:
-        tensors["output.weight"] = new(VOCAB, HIDDEN)
-    for layer in range(LAYERS):
-        blk = f"blk.{layer}."
-        tensors[f"{blk}attn_norm.weight"] = new(HIDDEN)
-        tensors[f"{blk}attn_q.weight"] = new(HEADS * head_dim, HIDDEN)
-        tensors[f"{blk}attn_k.weight"] = new(KV_HEADS * head_dim, HIDDEN)
-        tensors[f"{blk}attn_v.weight"] = new(KV_HEADS * head_dim, HIDDEN)
-        tensors[f"{blk}attn_output.weight"] = new(HIDDEN, HEADS * head_dim)
-        tensors[f"{blk}ffn_norm.weight"] = new(HIDDEN)
-        tensors[f"{blk}ffn_gate.weight"] = new(INTERMEDIATE, HIDDEN)
-        tensors[f"{blk}ffn_up.weight"] = new(INTERMEDIATE, HIDDEN)
-        tensors[f"{blk}ffn_down.weight"] = new(HIDDEN, INTERMEDIATE)
-        if architecture == "qwen2":
-            tensors[f"{blk}attn_q.bias"] = new(HEADS * head_dim)
-            tensors[f"{blk}attn_k.bias"] = new(KV_HEADS * head_dim)
-            tensors[f"{blk}attn_v.bias"] = new(KV_HEADS * head_dim)
-        if architecture == "qwen3":
-            tensors[f"{blk}attn_q_norm.weight"] = new(head_dim)
-            tensors[f"{blk}attn_k_norm.weight"] = new(head_dim)
-    return tensors
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
