@@ -71,6 +71,18 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+__device__ __forceinline__ float silu(float x) { return x / (1.0f + exp2_fast(-x * LOG2E)); }
+
+// Of 8 bf16.
+__device__ __forceinline__ float squares_of(uint4 v) {
+    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        sum += bf16_low(pairs[i]) * bf16_low(pairs[i]) + bf16_high(pairs[i]) * bf16_high(pairs[i]);
+    return sum;
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(~0u, x, offset);
@@ -93,13 +105,7 @@ template <int BLOCK>
 __device__ __forceinline__ float inverse_rms(const bf16* row, int size, float eps) {
     __shared__ float partial[BLOCK / 32];
     float sum = 0.0f;
-    for (int i = threadIdx.x * 8; i < size; i += BLOCK * 8) {
-        const uint4 v = *(const uint4*)(row + i);
-        const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            sum += bf16_low(pairs[j]) * bf16_low(pairs[j]) + bf16_high(pairs[j]) * bf16_high(pairs[j]);
-    }
+    for (int i = threadIdx.x * 8; i < size; i += BLOCK * 8) sum += squares_of(*(const uint4*)(row + i));
     sum = warp_sum(sum);
     if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = sum;
     __syncthreads();

@@ -55,8 +55,6 @@ struct Arguments {
     float eps;
 };
 
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + exp2_fast(-x * LOG2E)); }
-
 __device__ __forceinline__ void copy_weight(uint32_t shared, const bf16* global) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
                  : "memory");
@@ -79,15 +77,6 @@ __device__ __forceinline__ void wait_copies(int pending) {
 __device__ __forceinline__ float quad_sum(float x) {
     x += __shfl_xor_sync(~0u, x, 1);
     return x + __shfl_xor_sync(~0u, x, 2);
-}
-
-__device__ __forceinline__ float squares_of(uint4 v) {
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        sum += bf16_low(pairs[i]) * bf16_low(pairs[i]) + bf16_high(pairs[i]) * bf16_high(pairs[i]);
-    return sum;
 }
 
 __device__ __forceinline__ float4 add4(float4 a, float4 b) {

@@ -1,6 +1,6 @@
 /* Hopper's asynchronous instructions as inline functions (sm_90a).
 
-   Warpgroup matrix products, register reallocation, named barriers.
+   Warpgroup matrix products, register reallocation, named barriers, tensor copies, pairs of blocks.
    Raw PTX, so that NVRTC needs no CUTLASS headers. One function per instruction, nothing clever:
    the protocols stand in the kernels that use them.
 
@@ -137,4 +137,72 @@ __device__ __forceinline__ void wgmma_m64n64_rs(float (&d)[32], const uint32_t* 
         "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
         "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(whole_descriptor(b)));
+}
+
+// ---- tensor copies: a box of a matrix, by a map that the host made (launcher.pyx) ----
+
+struct alignas(64) TensorMap {
+    uint8_t opaque[128];
+};
+
+// Element (row, column) of the matrix is the box's first; what lies outside is zero.
+__device__ __forceinline__ void tensor_copy(uint32_t shared, const TensorMap& map, int column,
+    int row, uint32_t barrier, uint64_t policy) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared),
+        "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+        : "memory");
+}
+
+// ---- clusters of blocks; any thread may call these alone ----
+
+// Tells nothing but that the threads are there; initialised mbarriers have a fence of their own.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait;" ::: "memory");
+}
+
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint32_t peer_address(uint32_t shared, int rank) {
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+    return address;
+}
+
+// Stores to a peer's shared memory; its mbarrier counts the bytes. Both addresses: of peer_address.
+__device__ __forceinline__ void store_async_peer(uint32_t address, float4 v, uint32_t barrier) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, "
+        "[%5];" ::"r"(address),
+        "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+        : "memory");
+}
+
+__device__ __forceinline__ float4 load_shared(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
+// ---- flags between blocks of a grid ----
+
+__device__ __forceinline__ void store_release(int* flag, int value) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ int load_acquire(const int* flag) {
+    int value;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void add_release(int* flag, int value) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }

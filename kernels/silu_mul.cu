@@ -8,11 +8,9 @@ so it is scaled by their 1 / rms first, and rounded.
 Launch: grid (num_rows, any number of blocks: they share the columns), block 128, width and hidden
 multiples of 8. Programmatic dependent launch is allowed.
 */
-#include "common.cuh"  // defines: bf16, pack_bf16, round_bf16, exp2_fast, inverse_rms, pdl_wait
+#include "common.cuh"  // defines: bf16, pack_bf16, round_bf16, silu, inverse_rms, pdl_wait
 
 constexpr int THREADS = 128;
-
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + exp2_fast(-x * LOG2E)); }
 
 __device__ __forceinline__ uint32_t silu_mul_pair(uint32_t gate, uint32_t up, float scale) {
     if (scale != 1.0f) gate = scale_pair(gate, scale), up = scale_pair(up, scale);

@@ -30,7 +30,10 @@ from minisgl_fast.backend.kernel import get_kernel
 MODELS: dict[str, tuple[int, tuple[tuple[int, int], ...], int]] = {
     # layers; (N, K) of qkv, o, gate_up, down and LM head; query heads (8 key heads of 128)
     "0.6B": (28, ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (151936, 1024)), 16),
+    "4B": (18, ((6144, 2560), (2560, 4096), (19456, 2560), (2560, 9728), (151936, 2560)), 32),
+    "8B": (9, ((6144, 4096), (4096, 4096), (24576, 4096), (4096, 12288), (151936, 4096)), 32),
     "14B": (6, ((7168, 5120), (5120, 5120), (34816, 5120), (5120, 17408), (151936, 5120)), 40),
+    "32B": (4, ((10240, 5120), (5120, 8192), (51200, 5120), (5120, 25600), (151936, 5120)), 64),
 }
 Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 NAMES = ("qkv", "o", "gate_up", "down", "lm_head")

@@ -1,192 +1,179 @@
-"""Every matrix product of a model at many row counts: torch's choices, cuBLASLt's, ours, the floor.
+"""Every matrix product of a model at some row counts: torch, our small and our wide one, the floor.
 
-    python tools/bench_products.py --model 14B [--json FILE] [--seconds 60]
+    python tools/bench_products.py [--model 14B] [--rows 16 64] [--products o down] [--json FILE]
 
-One line a product and row count, microseconds: torch's default, torch with cuBLASLt preferred, the
-best of cuBLASLt's own candidates with W stored [out, in] and with W stored [in, out], and the small
-products of this project where they take such a shape. Then what the best of these reaches: TB/s of
-the bytes of W, x and out, TFLOP/s, and its share of the floor, the longer of the two times at
---bandwidth and --rate. Weights take turns, so that nothing comes out of the L2 cache. A figure is
-the median of replays of a CUDA graph; candidates are first compared by launches behind a sleeping
-kernel. All graphs and warm-ups run on one stream, whose workspaces therefore outlive the graphs.
-When --seconds are over, what is left is left out.
+One line a product and row count, microseconds; what a step does with the product is part of it: o
+and down add the residual, gate_up ends with SiLU of x / rms(x) (torch: a product, then the
+``silu_mul`` kernel). The small and wide product stand where they take such a shape. Then the floor,
+the longer of the times of the bytes of W, x and out at --bandwidth and of the operations at --rate;
+what the fastest way reaches of it, and in GB/s; by how much the wide product is faster than the
+best of the others. "layer" is the sum of a layer's products, each by its fastest way: its last
+figure is what having the wide ones gains.
+
+Several layers' weights follow one another in a CUDA graph, so that none comes out of the L2 cache;
+the graphs of all ways are launched in turns, and the median counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from bench_gemm import MODELS, NAMES, random
 
-from minisgl_fast.backend.cublaslt import Algorithm, CublasLt, Product, load_cublaslt
 from minisgl_fast.backend.cuda_gemm import SmallGemm
+from minisgl_fast.backend.cuda_linear import Linears
+from minisgl_fast.backend.cuda_wide import WideGemm
+from minisgl_fast.backend.kernel import warm
+from minisgl_fast.backend.kernels_table import GEMM_WIDE
 
-ROWS = (16, 32, 64, 128, 192, 256, 16384, 4096, 24, 512, 8, 1)  # what matters most first
-MAX_HEAD_ROWS = 256  # only sampled tokens meet the LM head
-CACHE_BYTES = 200 << 20  # of weights in turn: over three times the L2 cache
-MAX_CANDIDATES = 16
-SLEEP_CYCLES = 400_000  # 0.2 ms in which launches queue up
-Launch = Callable[[], Any]
-Result = dict[str, Any]
+CACHE_BYTES = 3 << 29  # of weights in turn, two at least: many times the L2 cache
+TIMED_BYTES = 3 << 30  # read in one timing: most of a millisecond
+TURNS = 9
+EPS = 1e-6
+KINDS = ("torch", "small", "wide")
+LAYER = NAMES[:4]
+Way = Callable[[torch.Tensor], Any]  # of a weight
 
 
-class Bench:
-    """One stream, one cuBLASLt, one small product."""
+class Result(NamedTuple):
+    """Microseconds of each kind, NaN where there is none."""
 
-    def __init__(self, bandwidth: float, rate: float) -> None:
-        device = torch.device("cuda", torch.cuda.current_device())
-        self.stream = torch.cuda.Stream()
-        self.lt: CublasLt | None = load_cublaslt(device)
-        self.gemm = SmallGemm(device)
-        self._bandwidth = bandwidth * 1e12
-        self._rate = rate * 1e12
+    product: str
+    rows: int
+    times: dict[str, float]
+    floor: float
+    num_bytes: int
 
-    def graph_us(self, launches: Sequence[Launch], replays: int = 5) -> float:
-        """Microseconds of a launch: the median replay of a graph of all of them."""
-        with torch.cuda.stream(self.stream):
-            launches[0]()
-            self.stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
-                for launch in launches:
-                    launch()
-            graph.replay()
-            times = [self._elapsed_us([graph.replay]) for _ in range(replays)]
-        return sorted(times)[replays // 2] / len(launches)
+    def best(self, kinds: Sequence[str] = KINDS) -> float:
+        """Of the fastest."""
+        return min(us for kind, us in self.times.items() if kind in kinds and us == us)
 
-    def quick_us(self, launches: Sequence[Launch]) -> float:
-        """The same without a graph: launches queue up behind a sleeping kernel."""
-        with torch.cuda.stream(self.stream):
-            launches[0]()
-            times = [self._elapsed_us(launches, sleep=True) for _ in range(2)]
-        return min(times) / len(launches)
 
-    def _elapsed_us(self, launches: Sequence[Launch], sleep: bool = False) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if sleep:
-            torch.cuda._sleep(SLEEP_CYCLES)
-        start.record()
-        for launch in launches:
-            launch()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e3
+class Ways:
+    """How to compute a product, as a step would."""
 
-    def best_candidate(
-        self, product: Product, x: torch.Tensor, weights: Sequence[torch.Tensor], repeat: int
-    ) -> tuple[float, str]:
-        """(microseconds, rank of how many and configuration) of cuBLASLt's fastest algorithm."""
-        if self.lt is None:
-            return float("nan"), "-"
-        out = torch.empty(product.num_rows, product.n, dtype=x.dtype, device="cuda")
-        found: list[tuple[float, int]] = []
-        algorithms = self.lt.algorithms(product, MAX_CANDIDATES)
-        runs = [self._runs(product, one, x, weights, out, repeat) for one in algorithms]
-        for rank, launches in enumerate(runs):
-            found.append((self.quick_us(launches), rank))
-        if not found:
-            return float("nan"), "-"
-        # The first three again, as graphs.
-        best = min((self.graph_us(runs[rank]), rank) for _, rank in sorted(found)[:3])
-        text = self.lt.describe(algorithms[best[1]])
-        return best[0], f"{best[1]}/{len(algorithms)} {text}"
+    def __init__(self, device: torch.device) -> None:
+        self._linears = Linears(device, 1, 8)
+        self._small = SmallGemm(device)
+        self._wide = WideGemm(device)
 
-    def _runs(
-        self,
-        product: Product,
-        algorithm: Algorithm,
-        x: torch.Tensor,
-        weights: Sequence[torch.Tensor],
-        out: torch.Tensor,
-        repeat: int,
-    ) -> list[Launch]:
-        assert self.lt is not None
-        return [
-            partial(self.lt.run, product, algorithm, x, weight, out, add=False)
-            for weight in [*weights] * repeat
-        ]
+    def of(self, name: str, rows: int, n: int, k: int) -> dict[str, Way]:
+        """By kind; torch first."""
+        small, wide = self._small, self._wide
+        x, out = random(rows, k), random(rows, n)
+        fits_wide = wide.fits(rows, n, k, gated=name == "gate_up")
+        fits = {"torch": True, "small": small.fits(rows, n, k), "wide": fits_wide}
+        found: dict[str, Way]
+        if name == "gate_up":
+            found = {
+                "torch": lambda w: self._linears.silu_mul(torch.mm(x, w.T, out=out), x, EPS),
+                "small": lambda w: small.linear_silu_mul(x, w, EPS),
+                "wide": lambda w: wide.linear_silu_mul(x, w, EPS),
+            }
+        elif name in ("o", "down"):
+            found = {
+                "torch": lambda w: out.addmm_(x, w.T),
+                "small": lambda w: small.linear_add(x, w, out),
+                "wide": lambda w: wide.linear_add(x, w, out),
+            }
+        else:
+            found = {
+                "torch": lambda w: torch.mm(x, w.T, out=out),
+                "small": lambda w: small.linear(x, w, out=out),
+                "wide": lambda w: wide.linear(x, w, out),
+            }
+        return {kind: found[kind] for kind in KINDS if fits[kind]}
 
-    def line(self, name: str, rows: int, n: int, k: int, weights: list[torch.Tensor]) -> Result:
-        """Measure one product and print its line."""
-        x = random(rows, k)
-        repeat = max(1, (8 if rows <= 512 else 2) // len(weights))
-        every = weights * repeat
-        result: Result = {"product": name, "rows": rows, "n": n, "k": k}
-        for library in ("cublas", "cublaslt"):
-            torch.backends.cuda.preferred_blas_library(library)
-            result[f"torch_{library}"] = self.graph_us([partial(F.linear, x, w) for w in every])
-        torch.backends.cuda.preferred_blas_library("default")
-        turned = [w.view(k, n) for w in weights]
-        for layout, matrices in (("out_in", weights), ("in_out", turned)):
-            product = Product(rows, n, k, n, layout == "in_out")
-            us, choice = self.best_candidate(product, x, matrices, repeat)
-            result[f"lt_{layout}"], result[f"choice_{layout}"] = us, choice
-        result["ours"] = float("nan")
-        if self.gemm.fits(rows, n, k):
-            result["ours"] = self.graph_us([partial(self.gemm.linear, x, w) for w in every])
-        self._print(result)
-        return result
 
-    def _print(self, result: Result) -> None:
-        rows, n, k = result["rows"], result["n"], result["k"]
-        columns = ("torch_cublas", "torch_cublaslt", "lt_out_in", "lt_in_out", "ours")
-        times = [result[name] for name in columns]
-        best = min(time for time in times if time == time)
-        num_bytes, operations = 2 * (n * k + rows * (n + k)), 2 * n * k * rows
-        floor = 1e6 * max(num_bytes / self._bandwidth, operations / self._rate)
-        result["floor"] = floor
-        print(
-            f"{result['product']:8}{rows:6}"
-            + "".join(f"{time:10.1f}" if time == time else "         -" for time in times)
-            + f"{num_bytes / best / 1e6:8.2f}{operations / best / 1e6:7.0f}{floor / best:7.1%}"
-            + f"  {result['choice_out_in']}",
-            flush=True,
-        )
+def times_us(ways: Sequence[Way], weights: Sequence[torch.Tensor]) -> list[float]:
+    """Of one product, each way's median."""
+    torch._C._cuda_clearCublasWorkspaces()  # may lie in the memory of graphs that are gone
+    weights = [*weights] * -(-TIMED_BYTES // (len(weights) * weights[0].numel() * 2))
+    times: list[list[float]] = [[] for _ in ways]
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graphs = [capture(way, weights) for way in ways]
+        for _ in range(TURNS + 1):
+            for graph, found in zip(graphs, times, strict=True):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                found.append(start.elapsed_time(end) * 1e3 / len(weights))
+    return [median(found[1:]) for found in times]
+
+
+def capture(way: Way, weights: Sequence[torch.Tensor]) -> torch.cuda.CUDAGraph:
+    """A graph of the products with all ``weights``, on the current stream."""
+    way(weights[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for weight in weights:
+            way(weight)
+    return graph
+
+
+def line(results: Sequence[Result], name: str) -> str:
+    """The sums of products, each by its fastest way."""
+    best, other = (sum(r.best(kinds) for r in results) for kinds in (KINDS, KINDS[:2]))
+    floor, num_bytes = sum(r.floor for r in results), sum(r.num_bytes for r in results)
+    times = [sum(r.times[kind] for r in results) for kind in KINDS]
+    columns = "".join(f"{us:8.1f}" if us == us else f"{'-':>8}" for us in (*times, floor))
+    gain = other / (best if len(results) > 1 else results[0].times["wide"]) - 1.0
+    end = f"{gain:+8.1%}" if gain == gain else f"{'-':>8}"
+    return (
+        f"{name:8}{results[0].rows:5}{columns}{floor / best:8.1%}{num_bytes / best / 1e3:7.0f}{end}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="14B")
-    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--bandwidth", type=float, default=4.45, help="TB/s")
-    parser.add_argument("--rate", type=float, default=750.0, help="TFLOP/s")
+    parser.add_argument("--rows", type=int, nargs="+", default=[9, 16, 24, 32, 48, 64])
+    parser.add_argument("--products", choices=NAMES, nargs="+", default=list(LAYER))
+    parser.add_argument("--bandwidth", type=float, default=4.2, help="TB/s")
+    parser.add_argument("--rate", type=float, default=700.0, help="TFLOP/s")
     parser.add_argument("--json", help="write every figure to this file")
     options = parser.parse_args()
-    deadline = time.monotonic() + options.seconds
-    bench = Bench(options.bandwidth, options.rate)
-    version = "none" if bench.lt is None else bench.lt.version
-    print(f"{options.model}, cuBLASLt {version}, microseconds of a product")
-    print(
-        f"{'':8}{'rows':>6}{'torch':>10}{'torch lt':>10}{'lt [o,i]':>10}{'lt [i,o]':>10}"
-        f"{'ours':>10}{'TB/s':>8}{'TFLOP':>7}{'floor':>7}  rank of lt [o,i], its configuration"
-    )
+    warm(GEMM_WIDE)
+    ways = Ways(torch.device("cuda", torch.cuda.current_device()))
+    shapes = dict(zip(NAMES, MODELS[options.model][1], strict=True))
+    print(f"{options.model}, microseconds of a product")
+    titles = ("torch", "small", "wide", "floor", "reached")
+    print(f"{'':8}{'rows':>5}" + "".join(f"{i:>8}" for i in titles) + f"{'GB/s':>7}{'gain':>8}")
     results: list[Result] = []
-    shapes = list(zip(NAMES, MODELS[options.model][1], strict=True))
-    # All products of a row count, then the next count: the first ones matter most.
     with torch.inference_mode():
         weights = {
-            name: [random(n, k) for _ in range(max(1, CACHE_BYTES // (2 * n * k)))]
-            for name, (n, k) in shapes
+            name: [random(n, k) for _ in range(max(2, CACHE_BYTES // (2 * n * k)))]
+            for name, (n, k) in shapes.items()
+            if name in options.products
         }
         for rows in options.rows:
-            for name, (n, k) in shapes:
-                if name == "lm_head" and rows > MAX_HEAD_ROWS:
-                    continue
-                if time.monotonic() > deadline:
-                    print(f"no time for {name} at {rows} rows")
-                    continue
-                results.append(bench.line(name, rows, n, k, weights[name]))
-            if options.json:
-                with open(options.json, "w") as file:
-                    json.dump(results, file, indent=1)
+            for name, of_name in weights.items():
+                n, k = shapes[name]
+                found = ways.of(name, rows, n, k)
+                times = dict.fromkeys(KINDS, math.nan)
+                times.update(zip(found, times_us([*found.values()], of_name), strict=True))
+                width = n // 2 if name == "gate_up" else n
+                num_bytes = 2 * (n * k + rows * (width + k))
+                floor = max(num_bytes / options.bandwidth, 2 * n * k * rows / options.rate) * 1e-6
+                results.append(Result(name, rows, times, floor, num_bytes))
+                print(line(results[-1:], name), flush=True)
+            layer = [
+                result for result in results if result.rows == rows and result.product in LAYER
+            ]
+            if len(layer) == len(LAYER):
+                print(line(layer, "layer"), flush=True)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump([result._asdict() for result in results], file, indent=1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ part in programmatic dependent launch: each begins while the one before it still
 from __future__ import annotations
 
 from array import array
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -84,9 +83,6 @@ class CudaBackend:
     ) -> CudaKVCache:
         shape = (num_layers, *layer_shape(num_pages, num_kv_heads, page_size, head_dim))
         return CudaKVCache(torch.zeros(shape, dtype=dtype, device=self.device))
-
-    def planning(self) -> AbstractContextManager[None]:
-        return self._linears.planning()
 
     def apply_updates(self, step: StepTensors, state: DeviceState) -> None:
         self._apply_updates.launch(

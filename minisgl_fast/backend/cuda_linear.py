@@ -1,8 +1,9 @@
-"""The matrix products of a step on the GPU: our own for a handful of rows, cuBLAS for the rest.
+"""The matrix products of a step on the GPU: our own for few rows, cuBLAS for the rest.
 
 For few rows the time is that of reading the weight, and what surrounds a product (norm, SiLU,
-residual) costs more as a launch of its own than inside (``cuda_gemm.py``). cuBLAS adds the residual
-in its epilogue, before the one rounding to bfloat16; ours rounds the product first.
+residual) costs more as a launch of its own than inside: ``cuda_gemm.py`` for a handful of rows,
+``cuda_wide.py`` for up to 64 and a large matrix. That one and cuBLAS add the residual in float,
+before the one rounding to bfloat16; ``cuda_gemm.py`` rounds the product first.
 
 The norm before a product is no launch: its weight is multiplied into the matrix at load, and the
 1 / rms of a row scales the row's product: in our product's float sums, or after cuBLAS in the
@@ -11,16 +12,14 @@ kernel that takes it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl_fast.backend.cuda_gemm import SmallGemm
+from minisgl_fast.backend.cuda_wide import WideGemm
 from minisgl_fast.backend.interface import MIN_LOGIT_ROWS, Matrix, Norm
 from minisgl_fast.backend.kernel import get_kernel
-from minisgl_fast.backend.product_plans import ProductPlans
 
 SILU_BLOCK = 128
 SILU_MIN_BLOCKS = 1500
@@ -41,17 +40,13 @@ class Linears:
 
     def __init__(self, device: torch.device, max_samples: int, vocab_size: int) -> None:
         self._gemm = SmallGemm(device)
-        self._plans = ProductPlans(device)
+        self._wide = WideGemm(device)
         self._rms_norm = get_kernel("rms_norm", "rms_norm")
         self._silu_mul = get_kernel("silu_mul", "silu_mul")
         # Rows of whole 16-byte loads, at one address for all CUDA graphs and the sampler.
         stride = -(-vocab_size // 8) * 8
         num_rows = max(max_samples, MIN_LOGIT_ROWS)
         self._logits = torch.empty(num_rows, stride, dtype=torch.bfloat16, device=device)
-
-    def planning(self) -> AbstractContextManager[None]:
-        """Inside, products may be timed, and the fastest way kept."""
-        return self._plans.planning()
 
     def unscaled(self, x: Tensor, matrix: Matrix) -> tuple[Tensor, Tensor | None, float]:
         """(product, rows, eps): if there are rows, the product is still to be scaled by their
@@ -74,15 +69,19 @@ class Linears:
             return self._gemm.linear_add(x, weight, residual, bias)
         if bias is not None:
             return residual.add_(F.linear(x, weight, bias))
-        if self._plans.run(x, weight, residual, add=True):
-            return residual
+        if self._wide.fits(len(x), *weight.shape):
+            return self._wide.linear_add(x, weight, residual)
         return residual.addmm_(x, weight.T)
 
     def linear_silu_mul(self, x: Tensor, matrix: Matrix) -> Tensor:
         """[num_rows, out / 2]."""
         weight, norm = matrix.weight, matrix.norm
-        if self._gemm.fits(len(x), *weight.shape) and (norm is None or matrix.unit_norm):
-            return self._gemm.linear_silu_mul(x, weight, None if norm is None else norm[1])
+        if norm is None or matrix.unit_norm:
+            eps = None if norm is None else norm[1]
+            if self._gemm.fits(len(x), *weight.shape):
+                return self._gemm.linear_silu_mul(x, weight, eps)
+            if self._wide.fits(len(x), *weight.shape, gated=True):
+                return self._wide.linear_silu_mul(x, weight, eps)
         return self.silu_mul(*self.unscaled(x, matrix))
 
     def logits(self, x: Tensor, matrix: Matrix) -> Tensor:
@@ -93,15 +92,16 @@ class Linears:
             x = self.rms_norm(x, *norm)
         if self._gemm.fits(len(x), *weight.shape) and out.is_contiguous():
             return self._gemm.linear(x, weight, out=out)
-        if self._plans.run(x, weight, out):
-            return out
+        if self._wide.fits(len(x), *weight.shape):
+            return self._wide.linear(x, weight, out)
         return torch.mm(x, weight.T, out=out)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if bias is not None:
             return F.linear(x, weight, bias)
-        out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-        return out if self._plans.run(x, weight, out) else torch.mm(x, weight.T, out=out)
+        if self._wide.fits(len(x), *weight.shape):
+            return self._wide.linear(x, weight)
+        return torch.mm(x, weight.T)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Of each row; rounded before the weight, as transformers does it."""

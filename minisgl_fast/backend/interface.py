@@ -9,7 +9,6 @@ Rows that pad a CUDA graph (context_len 0, kv_slot -1) write nothing and yield f
 from __future__ import annotations
 
 from array import array
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,11 +80,6 @@ class Backend(Protocol):
         dtype: torch.dtype,
     ) -> KVCache:
         """A zeroed cache: masked positions are multiplied by 0, which needs finite values."""
-
-    def planning(self) -> AbstractContextManager[None]:
-        """Around steps that may take their time, at start: ways to compute are tried, and the
-        fastest are taken from then on.
-        """
 
     def apply_updates(self, step: StepTensors, state: DeviceState) -> None:
         """page_table[slot, column] = page for every update of the step."""

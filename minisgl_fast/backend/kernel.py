@@ -35,6 +35,7 @@ try:
 except ImportError:  # a checkout whose extension modules are not built: CuPy launches, without PDL
     _launch = _max_active_clusters = _tensor_map = None  # type: ignore[assignment]
 
+HAS_LAUNCHER = _launch is not None  # without it there are no clusters to count and no tensor maps
 DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, per function
 
 
@@ -117,15 +118,15 @@ class Kernel:
             raise EngineError(f"launch of {self.name} ({shape}): {error}") from None
 
 
-def tensor_map(tensor: torch.Tensor, box_rows: int, box_columns: int) -> bytes | None:
+def tensor_map(tensor: torch.Tensor, box_rows: int, box_columns: int) -> bytes:
     """A CUtensorMap of a bfloat16 matrix [rows, columns] whose ``stride(1)`` is 1: an argument.
 
     Boxes of so many rows and columns, coordinates (column, row), 128-byte swizzle, zeros from
-    outside of the matrix. The map holds the tensor's address, not the tensor. None where the
-    launcher is not built; EngineError where the driver refuses: see ``launcher.tensor_map``.
+    outside of the matrix. The map holds the tensor's address, not the tensor. EngineError where the
+    driver refuses (see ``launcher.tensor_map``), or where the launcher is not built.
     """
     if _tensor_map is None:
-        return None
+        raise EngineError("Tensor maps need the compiled launcher: run `make build`.")
     num_rows, num_columns = tensor.shape
     stride = tensor.stride(0) * tensor.element_size()
     try:

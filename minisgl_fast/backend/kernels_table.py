@@ -113,6 +113,27 @@ GEMM_SMALL = tuple(
     for cluster in (1, 2, 4, 8)
 )
 
+# Rows of x that there is room for, and how W is cut: (gated, warpgroups, blocks that share K).
+GEMM_WIDE_COLUMNS = (16, 32, 64)
+GEMM_WIDE_CUTS = ((0, 1, 1), (0, 2, 2), (0, 2, 3), (1, 2, 1))
+
+GEMM_WIDE = tuple(
+    KernelSpec(
+        name=f"gemm_wide_c{columns}_w{warpgroups}_k{split}" + ("_gated" if gated else ""),
+        source="gemm_wide.cu",
+        entries=("gemm_wide",),
+        defines=(
+            ("COLUMNS", columns),
+            ("GATED", gated),
+            ("WARPGROUPS", warpgroups),
+            ("SPLIT", split),
+        ),
+        only=("sm_90a",),
+    )
+    for columns in GEMM_WIDE_COLUMNS
+    for gated, warpgroups, split in GEMM_WIDE_CUTS
+)
+
 # Joined here, one line a section: ``*ATTENTION_DECODE,`` and so on.
 SPECS: tuple[KernelSpec, ...] = (
     *KV_STORE,
@@ -122,6 +143,7 @@ SPECS: tuple[KernelSpec, ...] = (
     *STEP,
     *SAMPLE,
     *GEMM_SMALL,
+    *GEMM_WIDE,
 )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import platform
 from array import array
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +73,6 @@ class ReferenceBackend:
         return ReferenceKVCache(
             [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(num_layers)]
         )
-
-    def planning(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def apply_updates(self, step: StepTensors, state: DeviceState) -> None:
         if len(step.update_slots):

@@ -133,8 +133,7 @@ class CudaExecutor:
             self._words.copy_(buffers.words)
             step = self._decode_step(size, buffers.plan.capacity)
             # Once eagerly: libraries and kernels set themselves up outside a capture.
-            with self._runner.backend.planning():
-                logits = self._runner.forward(step, ())
+            logits = self._runner.forward(step, ())
             torch.cuda.synchronize(self._runner.device)
             if pool is None:
                 self._logits = logits  # of all graphs: the backend has one place for them

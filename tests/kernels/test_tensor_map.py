@@ -44,9 +44,10 @@ def test_a_refused_map_says_of_which_matrix(monkeypatch: pytest.MonkeyPatch) -> 
         kernel.tensor_map(matrix, 2, 4)
 
 
-def test_there_is_no_map_where_the_launcher_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_says_that_the_launcher_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_tensor_map", None)
-    assert kernel.tensor_map(torch.zeros(8, 64, dtype=torch.bfloat16), 8, 64) is None
+    with pytest.raises(EngineError, match="need the compiled launcher"):
+        kernel.tensor_map(torch.zeros(8, 64, dtype=torch.bfloat16), 8, 64)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,79 @@
+/*
+What the parts of gemm_wide share: sizes by its -D constants, its arguments, the piece of work that a
+block takes, and the ring that its steps pass through.
+*/
+#pragma once
+
+#include "common.cuh"  // defines: bf16, ceil_div
+
+constexpr int STEP_K = 64;  // 128 bytes: a swizzled row
+constexpr int SUBTILES = GATED ? 2 : 1;
+constexpr int FEATURES = 64 * WARPGROUPS;  // of out; as many boxes of W's rows as there are subtiles
+constexpr int BOX_BYTES = FEATURES * STEP_K * 2;
+constexpr int WEIGHT_BYTES = SUBTILES * BOX_BYTES;
+constexpr int STAGE_BYTES = WEIGHT_BYTES + COLUMNS * STEP_K * 2;
+constexpr int MAX_STAGES = 16;
+constexpr int BLOCK = 128 * (WARPGROUPS + 1);
+constexpr int MIN_BLOCKS = GATED ? 1 : 2;  // 2: the next kernel's blocks wait beside, W in their rings
+constexpr int GROUPS = COLUMNS / 8;        // of tokens: 4 sums of a subtile, a thread
+constexpr int SUMS = GROUPS * 4;
+constexpr int MAX_ROWS = 256;
+constexpr int SCALE_WARPS = 3;
+
+struct Arguments {
+    bf16* out;
+    const bf16* x;
+    float4* partials;
+    int* flags;
+    float* scales;
+    int num_rows, n, k, out_stride, stages, add, normed;
+    float eps;
+
+    // Of out.
+    __device__ __forceinline__ int width() const { return n / SUBTILES; }
+    // Warps that have found their row scales, and warpgroups that need none any more.
+    __device__ __forceinline__ int* scales_done() const { return (int*)(scales + MAX_ROWS); }
+    __device__ __forceinline__ uint32_t* scales_used() const {
+        return (uint32_t*)(scales + MAX_ROWS + 1);
+    }
+};
+
+// The steps of K that a block takes: a piece of the line of all tiles' steps, cut at tiles.
+struct Piece {
+    int tile, first, last;  // steps first .. last - 1 of the tile
+    int at, end, steps_of_tile;
+
+    __device__ __forceinline__ Piece(const Arguments& a) : steps_of_tile(a.k / STEP_K) {
+        at = begin_of(a, blockIdx.x);
+        end = begin_of(a, blockIdx.x + 1);
+    }
+    __device__ __forceinline__ int begin_of(const Arguments& a, int block) const {
+        if (SPLIT > 1)
+            return block / SPLIT * steps_of_tile + block % SPLIT * steps_of_tile / SPLIT;
+        const int64_t steps = (int64_t)ceil_div(a.width(), FEATURES) * steps_of_tile;
+        return (int)(steps * block / gridDim.x);
+    }
+    __device__ __forceinline__ bool next() {
+        if (at == end) return false;
+        tile = at / steps_of_tile;
+        first = at - tile * steps_of_tile;
+        last = min(steps_of_tile, first + end - at);
+        at += last - first;
+        return true;
+    }
+};
+
+// The ring's barriers; the stages follow at the next multiple of 1024 bytes.
+struct Ring {
+    uint32_t full, empty, received, stages;
+    int count, stage = 0, parity = 0;
+
+    __device__ __forceinline__ Ring(uint32_t base, int num_stages)
+        : full(base), empty(full + 8 * MAX_STAGES), received(empty + 8 * MAX_STAGES),
+          stages(base + 1024), count(num_stages) {}
+    __device__ __forceinline__ void advance() {
+        if (++stage == count) stage = 0, parity ^= 1;
+    }
+    __device__ __forceinline__ uint32_t weight() const { return stages + stage * STAGE_BYTES; }
+    __device__ __forceinline__ uint32_t x() const { return weight() + WEIGHT_BYTES; }
+};

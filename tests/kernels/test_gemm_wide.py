@@ -1,0 +1,336 @@
+"""Products of 9 to 64 rows with large matrices on a Hopper GPU: against float64, with NaN around
+all that is read or written, and the same bits however launches of all kinds follow one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gpu_products import draw, product, relative_error
+
+if TYPE_CHECKING:
+    from minisgl_fast.backend.cuda_wide import WideGemm
+
+# (N, K); gate_up is of both kinds, and the vocabulary is Qwen3-0.6B's.
+GATE_UP = [(19456, 2560), (24576, 4096), (34816, 5120), (51200, 5120)]  # 4B, 8B, 14B, 32B
+OTHERS = {
+    "4B": [(2560, 9728)],
+    "8B": [(6144, 4096), (4096, 4096), (4096, 12288)],
+    "14B": [(7168, 5120), (5120, 5120), (5120, 17408)],
+    "32B": [(10240, 5120), (5120, 8192), (5120, 25600)],
+    "0.6B": [(151936, 1024)],
+}
+# Just large enough, N no multiple of a tile. In turn: K in three parts, in two, stream-K, with the
+# least K that there may be, and (gated) with dozens of blocks to a tile.
+ODD = [(1040, 16192), (7184, 2368), (8464, 1984), (87392, 192), (272, 61696)]
+ROWS = (9, 15, 16, 17, 24, 32, 33, 48, 63, 64)
+MAX_ROWS = 64
+GUARD = 256  # elements before and behind an output
+STEP = 2**-8  # what rounding to bfloat16 may change, relative
+ODD_CASES = [pytest.param(n, k, (m,), id=f"{n}x{k}-{m}") for n, k in ODD for m in ROWS]
+GATED_CASES = [pytest.param(n, k, ROWS, id=f"{n}x{k}") for n, k in GATE_UP]
+PLAIN_CASES = [pytest.param(n, k, ROWS, id=f"{n}x{k}") for of in OTHERS.values() for n, k in of]
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+        reason="the wide products need a Hopper GPU",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def gemm() -> WideGemm:
+    from minisgl_fast.backend.cuda_wide import WideGemm
+    from minisgl_fast.backend.kernel import warm
+    from minisgl_fast.backend.kernels_table import GEMM_WIDE
+
+    warm(GEMM_WIDE)  # compiled side by side
+    return WideGemm(torch.device("cuda", torch.cuda.current_device()))
+
+
+class Output:
+    """[num_rows, n] of NaN with a row stride, in memory of NaN that nobody may write."""
+
+    def __init__(self, num_rows: int, n: int, stride: int) -> None:
+        shape, strides = (num_rows, n), (stride, 1)
+        self._whole = torch.full((2 * GUARD + num_rows * stride,), float("nan"), device="cuda")
+        self._whole = self._whole.bfloat16()
+        self._before = self._whole.clone()
+        self.out = self._whole.as_strided(shape, strides, GUARD)
+        self._inside = self._before.as_strided(shape, strides, GUARD)
+
+    def guards_hold(self) -> bool:
+        """Whether nothing else was written."""
+        self._inside.copy_(self.out)
+        return torch.equal(self._whole.view(torch.int16), self._before.view(torch.int16))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Output]:
+    """Outputs that the products make themselves, the last one last."""
+    found: list[Output] = []
+
+    def empty(num_rows: int, n: int, **_: Any) -> torch.Tensor:
+        found[:] = [Output(num_rows, n, n)]
+        return found[0].out
+
+    monkeypatch.setattr(torch, "empty", empty)
+    return found
+
+
+def operands(
+    n: int, k: int, seed: int = 0, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x of MAX_ROWS rows, weight), both followed by NaN."""
+    x, weight = draw(seed, MAX_ROWS + 8, k), draw(seed + 1, n + 8, k, scale=scale)
+    x[MAX_ROWS:], weight[n:] = float("nan"), float("nan")
+    return x[:MAX_ROWS], weight[:n]
+
+
+def slack_of(xs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What float sums may be off by: far less than one of their products."""
+    norms = [part.float().norm(dim=1).double() for part in weight.split(16384)]
+    return xs.float().norm(dim=1).double()[:, None] * torch.cat(norms) * 2**-19
+
+
+def within(got: torch.Tensor, exact: torch.Tensor, bound: torch.Tensor) -> bool:
+    """Whether each element is ``exact`` but for ``bound``; not with NaN."""
+    return bool(((got.double() - exact).abs() <= bound).all())
+
+
+def workspace_is_zero(gemm: WideGemm) -> bool:
+    """Whether the next launch finds flags and counters as it must."""
+    counters = gemm._scales[256:].view(torch.int32)
+    return not gemm._flags.any().item() and not counters.any().item()
+
+
+@pytest.mark.parametrize(("n", "k", "row_counts"), [*PLAIN_CASES, *GATED_CASES, *ODD_CASES])
+def test_product_and_product_added_to_a_residual(
+    gemm: WideGemm, made: list[Output], n: int, k: int, row_counts: tuple[int, ...]
+) -> None:
+    xs, weight = operands(n, k)
+    expected, slack = product(xs, weight), slack_of(xs, weight)
+    old = draw(2, MAX_ROWS, n, scale=k**0.5)
+    for index, num_rows in enumerate(row_counts):
+        assert gemm.fits(num_rows, n, k)
+        rows = slice(MAX_ROWS - num_rows, None)  # NaN follows the last
+        x, exact = xs[rows], expected[rows]
+        strided = Output(num_rows, n, n + 8 * (index % 3) + 8)
+        assert gemm.linear(x, weight, strided.out) is strided.out
+        own = gemm.linear(x, weight)
+        assert own is made[0].out
+        assert torch.equal(own, strided.out), num_rows
+        assert relative_error(own, exact) < 3e-3, num_rows
+        assert within(own, exact, exact.abs() * STEP + slack[rows]), num_rows
+        residual = Output(num_rows, n, n)
+        residual.out.copy_(old[rows])
+        assert gemm.linear_add(x, weight, residual.out) is residual.out
+        total = exact + old[rows].double()
+        assert within(residual.out, total, total.abs() * STEP + slack[rows]), num_rows
+        assert all(o.guards_hold() for o in (strided, made[0], residual)), num_rows
+        assert workspace_is_zero(gemm), num_rows
+
+
+def gated(products: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up in float64, rounded wherever separate operations would."""
+    gate, up = products.bfloat16().chunk(2, dim=1)
+    return (F.silu(gate.float()).bfloat16() * up).double()
+
+
+def gated_bound(products: torch.Tensor, slack: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(silu(gate) * up without any rounding, what it may be off by).
+
+    Gate and up are rounded, and may be off by ``slack`` before; silu'(x) is below 1.1; its result
+    is rounded, and so is that times up.
+    """
+    gate, up = products.chunk(2, dim=1)
+    gate_off, up_off = (products.abs() * STEP + slack).chunk(2, dim=1)
+    left = F.silu(gate).abs()
+    left_off = 1.1 * gate_off * (1 + STEP) + left * STEP
+    exact = F.silu(gate) * up
+    off = left * up_off + left_off * up.abs() + left_off * up_off
+    return exact, off * (1 + STEP) + exact.abs() * STEP + 1e-6
+
+
+@pytest.mark.parametrize(("n", "k", "row_counts"), [*GATED_CASES, *ODD_CASES])
+def test_silu_of_the_gate_times_up(
+    gemm: WideGemm, made: list[Output], n: int, k: int, row_counts: tuple[int, ...]
+) -> None:
+    xs, weight = operands(n, k, seed=5, scale=k**-0.5)
+    xs *= torch.logspace(-5, 2, MAX_ROWS, base=2, device="cuda").bfloat16()[:, None]
+    products, slack = product(xs, weight), slack_of(xs, weight) * 2
+    mean_squares = xs.double().square().mean(dim=1, keepdim=True)
+    for eps in (None, 1e-6, 0.5):  # the last decides about small rows
+        scale = 1.0 if eps is None else torch.rsqrt(mean_squares + eps)
+        expected = gated(products * scale)
+        exact, bound = gated_bound(products * scale, slack * scale)
+        for num_rows in row_counts:
+            assert gemm.fits(num_rows, n, k, gated=True)
+            rows = slice(MAX_ROWS - num_rows, None)
+            got = gemm.linear_silu_mul(xs[rows], weight, eps)
+            what = f"{num_rows} rows, eps {eps}"
+            assert got is made[0].out
+            assert got.shape == (num_rows, n // 2)
+            assert within(got, exact[rows], bound[rows]), what
+            assert relative_error(got, expected[rows]) < 6e-3, what
+            # Only sums beside the edge of a rounding differ: all would if one step were left out.
+            assert (got == expected[rows]).double().mean().item() > 0.9, what
+            assert made[0].guards_hold(), what
+            assert workspace_is_zero(gemm), what
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "n", "k"),
+    [
+        (0, 5120, 5120),
+        (65, 5120, 5120),
+        (64, 8448, 1984),  # too small
+        (64, 8464, 2000),
+        (64, 8472, 1984),
+        (64, 131072, 128),  # less K than three blocks could share
+    ],
+)
+def test_what_does_not_fit_is_said(gemm: WideGemm, num_rows: int, n: int, k: int) -> None:
+    assert not gemm.fits(num_rows, n, k)
+    assert not gemm.fits(num_rows, n, k, gated=True)
+
+
+Launch = Callable[[], torch.Tensor]
+
+
+def launch_of(gemm: WideGemm, kind: str, num_rows: int, n: int, k: int, seed: int) -> Launch:
+    """A product that gives a new tensor every time."""
+    xs, weight = operands(n, k, seed, scale=k**-0.5)
+    x = xs[:num_rows]
+    if kind == "linear":
+        return partial(gemm.linear, x, weight)
+    if kind == "add":
+        old = draw(seed + 2, num_rows, n)
+        return lambda: gemm.linear_add(x, weight, old.clone())
+    return partial(gemm.linear_silu_mul, x, weight, 1e-6 if kind == "normed" else None)
+
+
+# They share a workspace, or leave it alone: each alternates with the next one.
+KINDS = [
+    ("linear", 24576, 4096),
+    ("normed", 19456, 2560),
+    ("gated", 272, 61696),
+    ("add", 87392, 192),
+    ("linear", 5120, 5120),
+    ("normed", 1040, 16192),
+    ("add", 8464, 1984),
+    ("gated", 8464, 1984),
+]
+
+
+@pytest.mark.parametrize("num_rows", [16, 32, 33])
+def test_repeated_and_alternating_launches_give_the_same_bits(
+    gemm: WideGemm, num_rows: int
+) -> None:
+    launches = [launch_of(gemm, kind, num_rows, n, k, seed=10) for kind, n, k in KINDS]
+    expected = []
+    for launch in launches:  # each alone on the GPU
+        torch.cuda.synchronize()
+        expected.append(launch())
+        assert torch.isfinite(expected[-1]).all()
+    for first in range(len(KINDS)):
+        pair = first, (first + 1) % len(KINDS)
+        for turns in ([0] * 12, [0, 1] * 12, [0, 0, 1] * 6):
+            order = [pair[turn] for turn in turns]
+            torch.cuda.synchronize()
+            results = [launches[which]() for which in order]
+            for which, result in zip(order, results, strict=True):
+                assert torch.equal(result, expected[which]), (KINDS[which], turns)
+        assert workspace_is_zero(gemm)
+
+
+def test_other_numbers_of_rows_may_follow(gemm: WideGemm) -> None:
+    """Flags and scales of more or fewer rows are no matter to who comes next."""
+    xs, weight = operands(19456, 2560, 20, scale=2560**-0.5)
+    counts = (64, 9, 33, 16, 64, 17)
+    expected = {}
+    for num_rows in counts:
+        torch.cuda.synchronize()
+        expected[num_rows] = gemm.linear_silu_mul(xs[:num_rows], weight, 1e-6)
+    results = [(m, gemm.linear_silu_mul(xs[:m], weight, 1e-6)) for _ in range(5) for m in counts]
+    assert all(torch.equal(result, expected[num_rows]) for num_rows, result in results)
+    assert workspace_is_zero(gemm)
+
+
+@pytest.mark.parametrize("num_rows", [16, 48])
+def test_chain_in_a_graph_equals_single_launches(gemm: WideGemm, num_rows: int) -> None:
+    """Launches that overlap, each on the result of the one before, replayed with other x."""
+    hidden, width, num_layers = 2560, 9728, 3
+    layers = [
+        (
+            draw(i, 2 * width, hidden, scale=hidden**-0.5),  # gated
+            draw(i + 30, hidden, width, scale=width**-0.5),  # K in parts
+            draw(i + 60, width, hidden, scale=hidden**-0.5),  # stream-K
+        )
+        for i in range(num_layers)
+    ]
+    assert gemm.fits(num_rows, 2 * width, hidden, gated=True)  # loaded before a capture
+    assert gemm.fits(num_rows, hidden, width)
+    assert gemm.fits(num_rows, width, hidden)
+
+    def chain(residual: torch.Tensor, *, wait: bool) -> None:
+        def done(result: torch.Tensor) -> torch.Tensor:
+            if wait:
+                torch.cuda.synchronize()
+            return result
+
+        for gate_up, down, up in layers:
+            middle = done(gemm.linear_silu_mul(residual, gate_up, 1e-6))
+            done(gemm.linear_add(middle, down, residual))
+            middle = done(gemm.linear(residual, up))
+            done(gemm.linear_add(middle, down, residual))
+
+    starts = [draw(seed, num_rows, hidden) for seed in range(200, 208)]
+    expected = [start.clone() for start in starts]
+    for residual in expected:
+        chain(residual, wait=True)
+        assert torch.isfinite(residual).all()
+    residual = torch.empty_like(starts[0])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain(residual, wait=False)
+    for start, result in zip(starts, expected, strict=True):
+        residual.copy_(start)
+        graph.replay()
+        assert torch.equal(residual, result)
+    assert workspace_is_zero(gemm)
+
+
+@pytest.mark.parametrize("num_rows", [16, 64])
+@pytest.mark.parametrize("kind", ["linear", "normed"])
+@pytest.mark.parametrize(("n", "k"), [(5120, 17408), (19456, 2560)])
+def test_x_that_the_kernel_before_writes_is_waited_for(
+    gemm: WideGemm, n: int, k: int, kind: str, num_rows: int
+) -> None:
+    xs, weight = operands(n, k, 30, scale=k**-0.5)
+    x = xs[:num_rows]
+    sources = [draw(seed, num_rows, k, scale=1 + seed % 4) for seed in range(40, 44)]
+
+    def compute(rows: torch.Tensor) -> torch.Tensor:
+        if kind == "linear":
+            return gemm.linear(rows, weight)
+        return gemm.linear_silu_mul(rows, weight, 1.0)
+
+    expected = []
+    for source in sources:
+        doubled = source * 2
+        torch.cuda.synchronize()
+        expected.append(compute(doubled))
+    torch.cuda.synchronize()
+    results = []
+    for index in range(12):  # x is written while the product before still runs
+        torch.mul(sources[index % 4], 2, out=x)
+        results.append(compute(x))
+    assert all(torch.equal(result, expected[i % 4]) for i, result in enumerate(results))
