@@ -34,15 +34,16 @@ multiple of 64 and at least CLUSTER * 64; N a multiple of 8, of 16 if gated; N *
 -D ROW_TILES (1, 2), N_TILES (1, 2, 4), CLUSTER (1, 2, 4, 8; before sm_90 only 1).
 Programmatic dependent launch is allowed.
 */
-#include "common.cuh"  // defines: bf16 helpers, mma_bf16, cp_async_*, warp_*, pdl_*
+#include "cluster.cuh"  // defines: cluster_*, peer_address, send_to_peer
+#include "common.cuh"   // defines: bf16 helpers, mma_bf16, cp_async_*, mbarrier_*, silu, pdl_*
 
 constexpr int STEP_K = 64;
 constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
 constexpr int QUADS = ROW_TILES * N_TILES * 32;          // float4 sums of a tile: one lane's D
 constexpr int ROWS = N_TILES * 8;                        // slots for rows of x
-constexpr int MAX_WARPS = 10;
+constexpr int MAX_WARPS = 8;
 // Hopper: bounds by which there are no spills and blocks of the next kernel fit beside.
-constexpr int MAX_THREADS = N_TILES == 2 ? 256 : 320;
+constexpr int MAX_THREADS = 32 * MAX_WARPS;
 constexpr int MIN_BLOCKS = __CUDA_ARCH__ == 900 && N_TILES < 4 ? 2 : 1;
 
 struct Arguments {
@@ -82,35 +83,6 @@ __device__ __forceinline__ float quad_sum(float x) {
 __device__ __forceinline__ float4 add4(float4 a, float4 b) {
     return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
-
-#if CLUSTER > 1
-__device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() {
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-// The same place in the shared memory of another block of the cluster.
-__device__ __forceinline__ uint32_t peer_address(uint32_t shared, int rank) {
-    uint32_t address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
-    return address;
-}
-__device__ __forceinline__ void store_peer(uint32_t address, float4 v) {
-    asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(address), "f"(v.x),
-                 "f"(v.y), "f"(v.z), "f"(v.w)
-                 : "memory");
-}
-__device__ __forceinline__ void store_peer(uint32_t address, float v) {
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
-}
-#else
-__device__ __forceinline__ void cluster_arrive() {}
-__device__ __forceinline__ void cluster_wait() {}
-__device__ __forceinline__ uint32_t peer_address(uint32_t shared, int rank) { return shared; }
-__device__ __forceinline__ void store_peer(uint32_t address, float4 v) {}
-__device__ __forceinline__ void store_peer(uint32_t address, float v) {}
-#endif
 
 // What one lane copies: row slots g and g + 8 of every 16-row tile of a block's tile.
 struct Rows {
@@ -153,13 +125,28 @@ __device__ __forceinline__ void run(const Arguments& a) {
     uint8_t* const ring = shared + warp * ring_bytes;
     uint8_t* const x_rows = shared + num_warps * ring_bytes;  // [step][half][row][t] 16 bytes
     uint8_t* const cluster_sums = x_rows + a.num_rows * slice_steps * (STEP_K * 2);
+#if CLUSTER > 1
+    const uint32_t received = shared_address(cluster_sums) + 2 * QUADS * 16;  // an mbarrier a buffer
+#endif
     float* const block_squares =  // of x: [warp][row], then [rank][row]
-        (float*)(cluster_sums + (CLUSTER > 1 ? 2 * QUADS * 16 : 0));
+        (float*)(cluster_sums + (CLUSTER > 1 ? 2 * QUADS * 16 + 16 : 0));
     float* const rank_squares = block_squares + MAX_WARPS * ROWS;
     uint8_t* const partials =
         single ? shared : (uint8_t*)block_squares + (a.normed ? (MAX_WARPS + 8) * ROWS * 4 : 0);
     const int partial_stride = single ? ring_bytes : QUADS * 16;  // of a warp
     const int buffer_stride = single ? 0 : num_warps * QUADS * 16;
+
+#if CLUSTER > 1
+    // A buffer's phase: the sums of all ranks for one tile; with the first, squares of x.
+    constexpr int SUM_BYTES = QUADS * 16;
+    if (threadIdx.x == 0) {
+        mbarrier_init(received, 1);
+        mbarrier_init(received + 8, 1);
+        mbarrier_init_fence();
+        mbarrier_arrive_expect(received, SUM_BYTES + (a.normed ? CLUSTER * ROWS * 4 : 0));
+        mbarrier_arrive_expect(received + 8, SUM_BYTES);
+    }
+#endif
 
     // Before the wait: nothing but weights.
     const int lane_offset = (first_step + warp) * STEP_K + t * 8;
@@ -190,7 +177,9 @@ __device__ __forceinline__ void run(const Arguments& a) {
     if (a.early) pdl_launch_dependents();
 #pragma unroll 1
     for (int i = 0; i < a.stages; i++) copy_next();
-    if (CLUSTER > 1) cluster_arrive();  // waited for before the first store to a peer
+#if CLUSTER > 1
+    cluster_arrive_relaxed();  // waited for before anything is sent
+#endif
     pdl_wait();
     if (!a.early) pdl_launch_dependents();
 
@@ -233,7 +222,9 @@ __device__ __forceinline__ void run(const Arguments& a) {
     };
     begin_tile(first_tile);
     cp_async_wait<0>();
-    if (CLUSTER > 1) cluster_wait();
+#if CLUSTER > 1
+    cluster_wait();
+#endif
 
     const auto squares_of_warps = [&](int row) {
         float sum = 0.0f;
@@ -273,6 +264,24 @@ __device__ __forceinline__ void run(const Arguments& a) {
     // waits for its peers; hence one turn more.
     const int end_tile = num_tiles + (CLUSTER > 1 ? num_clusters : 0);
     int stage = 0, buffer = 0;
+#if CLUSTER > 1
+    int parity = 0;  // of both buffers' phases
+    // The tile before is complete when all ranks' sums for it have come.
+    auto finish_before = [&](int tile) {
+        if (threadIdx.x < SHARE) {
+            const uint32_t barrier = received + 8 * (buffer ^ 1);
+            mbarrier_wait(barrier, parity);
+            const float4* const ready = (float4*)cluster_sums + (buffer ^ 1) * QUADS;
+            float4 whole = ready[threadIdx.x];
+            for (int peer = 1; peer < CLUSTER; peer++)
+                whole = add4(whole, ready[peer * SHARE + threadIdx.x]);
+            if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, SUM_BYTES);
+            finish_tile(whole);
+        }
+        if (buffer == 0) parity ^= 1;
+        begin_tile(tile);
+    };
+#endif
     for (int tile = first_tile; tile < end_tile; tile += num_clusters, buffer ^= 1) {
         const bool is_last_turn = CLUSTER > 1 && tile >= num_tiles;
         const bool add_squares = a.normed && tile == first_tile;
@@ -334,6 +343,11 @@ __device__ __forceinline__ void run(const Arguments& a) {
                     squares[j] = quad_sum(squares[j]);
                     if (t == 0) block_squares[warp * ROWS + j * 8 + g] = squares[j];
                 }
+#if CLUSTER > 1
+            // Here, so that all have read its slots before any thread sends sums of this tile: peers
+            // wait for those before they fill the slots again.
+            if (tile != first_tile) finish_before(tile);
+#endif
             __syncthreads();
             if (threadIdx.x < QUADS)
 #pragma unroll 4
@@ -342,53 +356,37 @@ __device__ __forceinline__ void run(const Arguments& a) {
                         sum, *((const float4*)(sums_of_tile + w * partial_stride) + threadIdx.x));
         }
 
-        if (CLUSTER == 1) {
-            finish_tile(sum);
-            begin_tile(tile + num_clusters);
-            continue;
+#if CLUSTER == 1
+        finish_tile(sum);
+        begin_tile(tile + num_clusters);
+#else
+        if (is_last_turn) {
+            finish_before(tile);
+            break;
         }
-
-        // Over the cluster: the tile before is complete; its slots are read before others may know
-        // that, as those after the next are the same ones.
+        // Over the cluster: each rank finishes SHARE sums of a tile.
         float4* const slots = (float4*)cluster_sums + buffer * QUADS;  // [rank][SHARE]
-        float4 whole = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (tile != first_tile) {
-            cluster_wait();
-            if (threadIdx.x < SHARE) {
-                const float4* const ready = (float4*)cluster_sums + (buffer ^ 1) * QUADS;
-                whole = ready[threadIdx.x];
-                for (int peer = 1; peer < CLUSTER; peer++)
-                    whole = add4(whole, ready[peer * SHARE + threadIdx.x]);
-            }
-        }
-        if (!is_last_turn) {
-            if (threadIdx.x < QUADS)
-                store_peer(
-                    peer_address(
-                        shared_address(slots + rank * SHARE + threadIdx.x % SHARE),
-                        threadIdx.x / SHARE),
-                    sum);
+        const uint32_t barrier = received + 8 * buffer;
+        auto send_sum = [&](int i, float4 value) {
+            const int to = i / SHARE;
+            send_to_peer(peer_address(shared_address(slots + rank * SHARE + i % SHARE), to), value,
+                peer_address(barrier, to));
+        };
+        if (threadIdx.x < QUADS) send_sum(threadIdx.x, sum);
 #if N_TILES == 4  // a block of few warps has threads with two sums
-            for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x) {
-                sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                for (int w = 0; w < num_warps; w++)
-                    sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + i));
-                store_peer(
-                    peer_address(shared_address(slots + rank * SHARE + i % SHARE), i / SHARE), sum);
-            }
+        for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x) {
+            sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            for (int w = 0; w < num_warps; w++)
+                sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + i));
+            send_sum(i, sum);
+        }
 #endif
-            if (add_squares)
-                for (int i = threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
-                    store_peer(
-                        peer_address(
-                            shared_address(rank_squares + rank * ROWS + i % ROWS), i / ROWS),
-                        squares_of_warps(i % ROWS));
-            cluster_arrive();
-        }
-        if (tile != first_tile) {
-            finish_tile(whole);
-            begin_tile(tile);
-        }
+        if (add_squares)
+            for (int i = threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
+                send_to_peer(
+                    peer_address(shared_address(rank_squares + rank * ROWS + i % ROWS), i / ROWS),
+                    squares_of_warps(i % ROWS), peer_address(barrier, i / ROWS));
+#endif
     }
 }
 

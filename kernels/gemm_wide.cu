@@ -34,8 +34,9 @@ K a multiple of 64 and at least SPLIT * 64, N of 8 (GATED: 16), the stride of ou
 -D COLUMNS (16 .. 64, a multiple of 16), GATED (0, 1), WARPGROUPS (1, 2), SPLIT (1 .. 8; GATED: 1).
 Programmatic dependent launch is allowed.
 */
+#include "cluster.cuh"        // defines: cluster_*, peer_address, send_to_peer, load_shared
 #include "common.cuh"         // defines: bf16 helpers, mbarrier_*, movmatrix_trans, pdl_*
-#include "hopper.cuh"         // defines: wgmma_*, matrix_descriptor, tensor_copy, clusters, flags
+#include "hopper.cuh"         // defines: wgmma_*, matrix_descriptor, tensor_copy, flags
 #include "wgmma_columns.cuh"  // defines: wgmma_columns
 #include "wide_plan.cuh"      // defines: sizes, Arguments, Piece, Ring
 
@@ -131,7 +132,7 @@ __device__ __forceinline__ void exchange(
 #pragma unroll
                 for (int i = 0; i < 4; i++) mine[group * 4 + i] = sum[i];
             } else {
-                store_async_peer(peer_address(slot(rank < to ? rank : rank - 1, group), to),
+                send_to_peer(peer_address(slot(rank < to ? rank : rank - 1, group), to),
                     make_float4(sum[0], sum[1], sum[2], sum[3]), peer_address(ring.received, to));
             }
         }

@@ -192,7 +192,7 @@ def candidates(gemm: SmallGemm, rows: int, n: int, k: int) -> list[Plan]:
     found = []
     for cluster in (1, 2, 4, 8):
         for row_tiles in (1, 2):
-            for warps in (4, 5, 6, 7, 8, *((10,) if rows <= 8 else ())):
+            for warps in range(4, 9):
                 share = -(-(k // 64) // cluster)
                 turns = -(-share // warps)
                 if share < warps or turns * warps > 1.34 * share:

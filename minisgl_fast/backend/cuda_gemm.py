@@ -21,7 +21,7 @@ from minisgl_fast.errors import EngineError
 MAX_ROWS = 32
 MAX_EARLY_ROWS = 8  # from here on the next kernel's blocks are only in the way
 STEP_K = 64  # K of a warp's step
-MAX_WARPS = 10
+MAX_WARPS = 8
 MAX_STAGES = 8
 BLOCK_RESERVE = 1024  # shared memory that the system takes of every block
 WIDE_ROWS = 16
@@ -30,6 +30,7 @@ MAX_WIDE_X = WIDE_ROWS * 3072  # elements of x, with more than 8 rows; then cuBL
 MAX_TALL_X, MAX_TALL_W = 32 * 3072, 1 << 23  # elements of x and W, with more than 16 rows
 STEP_BYTES = 16 * STEP_K * 2  # of W, a 16-row tile, warp and step
 SMALL_TILE = 64 << 10
+MBARRIER_BYTES = 16  # of a cluster's exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class SmallGemm:
         if norm:
             shared_bytes += (MAX_WARPS + 8) * n_tiles * 32
         if plan.cluster > 1:
-            shared_bytes += 2 * sum_bytes
+            shared_bytes += 2 * sum_bytes + MBARRIER_BYTES
         if not single:
             shared_bytes += 2 * plan.warps * sum_bytes
         return clusters * plan.cluster, shared_bytes
