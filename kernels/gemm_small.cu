@@ -23,7 +23,7 @@ The time of such a product is that of reading W, so everything serves one stream
   warp and block by block in a fixed order, so equal inputs give equal bits. A row's bits do not
   depend on the other rows, nor on ROW_TILES or N_TILES; only on how K is split.
 - With more tiles than clusters the ring runs on from one tile into the next, and the sums of a
-  tile are exchanged in the cluster while the next one is computed: no block waits for its peers.
+  tile are sent (cluster.cuh) while the next one is computed: no block waits for its peers.
 
 In a tile, row slots g and g + 8 of the MMA are rows 2g and 2g + 1 of W (so that a lane owns a pair
 of neighbours of out), or a gate row and its up row (so that a lane owns both).
