@@ -74,7 +74,7 @@ class _Launch:
 
 
 class WideGemm:
-    """The products of one device."""
+    """The products of one device; x, W and the residual are contiguous bfloat16."""
 
     def __init__(self, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
