@@ -28,6 +28,7 @@ MAX_ROWS = max(GEMM_WIDE_COLUMNS)
 MIN_WEIGHT = 1 << 24  # elements; below, a launch's own latency counts more than its bytes
 STEP_K = 64
 BARRIER_BYTES = 1024
+NUM_SCALES = 256  # of rows; two counters follow
 MAX_STAGES = 16
 MAX_SPLIT = 3
 BLOCK_RESERVE = 1024  # shared memory that the driver takes for each block
@@ -88,7 +89,7 @@ class WideGemm:
         num_floats = self._num_sms * 256 * MAX_ROWS if self._is_served else 0
         self._partials = torch.empty(num_floats, dtype=torch.float32, device=device)
         self._flags = torch.zeros(2 * self._num_sms, dtype=torch.int32, device=device)
-        self._scales = torch.zeros(256 + 2, dtype=torch.float32, device=device)
+        self._scales = torch.zeros(NUM_SCALES + 2, dtype=torch.float32, device=device)
 
     def fits(self, num_rows: int, n: int, k: int, *, gated: bool = False) -> bool:
         """Whether such a product is ours. The first time of a shape, it loads what that needs:

@@ -186,22 +186,6 @@ def test_silu_of_the_gate_times_up(
             assert workspace_is_zero(gemm), what
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "n", "k"),
-    [
-        (0, 5120, 5120),
-        (65, 5120, 5120),
-        (64, 8448, 1984),  # too small
-        (64, 8464, 2000),
-        (64, 8472, 1984),
-        (64, 131072, 128),  # less K than three blocks could share
-    ],
-)
-def test_what_does_not_fit_is_said(gemm: WideGemm, num_rows: int, n: int, k: int) -> None:
-    assert not gemm.fits(num_rows, n, k)
-    assert not gemm.fits(num_rows, n, k, gated=True)
-
-
 Launch = Callable[[], torch.Tensor]
 
 
