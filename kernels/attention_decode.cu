@@ -19,7 +19,10 @@ Launch: grid of any size (partials has room for it; num_sms * blocks an SM is be
 dynamic shared memory STAGES * STAGE_BYTES (backend/cuda_attention.py computes them), -D HEAD_DIM
 (64, 128), HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after a kernel
 that writes q and the keys and values of the new tokens: before its wait it reads context_lens,
-seq_slots, the page table and all tiles of a sequence but the last, written in earlier steps.
+seq_slots, the page table and all tiles of a sequence but the last, written in earlier steps. With
+`beside_prefill` the kernel before is prefill attention of the same step, and the writer is the one
+before that: complete, as pdl_launch_dependents has it. So nothing waits until the end, and the
+blocks stream while those of the prefill compute.
 q [num_seqs, num_kv_heads * group, HEAD_DIM], out the same; sequence i is row i of q, context_lens
 and seq_slots; page_table [.., table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.
 partials: float [2 * grid, 8 * HEAD_TILES, HEAD_DIM + 2]; counters: int32 [num_seqs * num_kv_heads],
@@ -52,7 +55,8 @@ struct Pages {
 #if HAS_BULK_COPY
 // The producer warp: every tile of the stretch into the ring, as the consumers empty it. Only the
 // last tile of a sequence holds a token that the kernel before has written: only that one waits.
-__device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& shared) {
+__device__ void produce(
+    Walk walk, const Pages& pages, uint32_t stages, Shared& shared, bool has_waited) {
     int lane = threadIdx.x % 32;
     int rows = pages.rows();
     int pages_per_tile = TILE / rows;
@@ -60,7 +64,6 @@ __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& 
     bool has_copy = sub < pages_per_tile;
     uint64_t policy = policy_evict_first();
     int stage = 0, parity = 1;  // a fresh barrier counts as having completed the phase before
-    bool has_waited = false;
     int window_seq = -1, window = 0, page_ids = 0;  // the lanes hold 32 pages from column window on
     while (walk.next()) {
         const int* row = pages.row_of(walk.slot);
@@ -156,7 +159,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     const bf16* __restrict__ q, const uint8_t* __restrict__ kv, bf16* __restrict__ out,
     const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
     const int* __restrict__ page_table, float* partials_base, unsigned int* counters,
-    int num_seqs, int num_kv_heads, int group, int table_stride, int page_shift, float scale) {
+    int num_seqs, int num_kv_heads, int group, int table_stride, int page_shift, float scale,
+    int beside_prefill) {
     extern __shared__ __align__(1024) uint8_t stages_memory[];
     __shared__ Shared shared;
     uint32_t stages = shared_address(stages_memory);
@@ -179,12 +183,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
 #if HAS_BULK_COPY
     if (warp == WARPS) {
-        produce(walk, pages, stages, shared);
+        produce(walk, pages, stages, shared, beside_prefill);
         return;
     }
 #endif
-    pdl_wait();
-    pdl_launch_dependents();
+    if (!beside_prefill) {
+        pdl_wait();
+        pdl_launch_dependents();
+    }
     int num_q_heads = num_kv_heads * group;
 #pragma unroll 1
     for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
@@ -266,4 +272,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         for (int n = 0; n < HEAD_TILES; n++)
             merge_heads(n, min(HEADS, group - n * HEADS), first, num_splits, shared, to, partials);
     }
+    // Whoever waits for this kernel wants the rows of the one before as well.
+    if (beside_prefill) pdl_wait();
 }

@@ -84,7 +84,7 @@ def make_step(
         num_seqs=len(seq_slots),
         num_samples=num_samples,
         max_q_len=max(q_lens, default=0),
-        max_context=max(context_lens, default=0),
+        max_context=max(context_lens[num_decode:], default=0),
         header=int32(
             [0, len(input_ids), num_decode, len(seq_slots), num_samples, len(updates)]
             + [bias_start[-1], 0, 0, 0, 0, 0, 0, 0, 0, 0]

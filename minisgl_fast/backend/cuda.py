@@ -178,6 +178,22 @@ class CudaBackend:
     ) -> Tensor:
         num_tokens, num_heads, head_dim = q.shape
         out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=self.device)
+        num_prefills = step.num_seqs - step.num_decode
+        # First, so that it takes the places it needs, and decode streams beside it and after it.
+        self._prefill.launch(
+            q,
+            kv_layer,
+            out,
+            step.q_start,
+            step.context_lens,
+            step.seq_slots,
+            state.page_table,
+            first_seq=step.num_decode,
+            num_seqs=num_prefills,
+            num_tokens=num_tokens - step.num_decode,
+            max_context=step.max_context,
+            scale=scale,
+        )
         self._decode(
             q,
             kv_layer,
@@ -188,20 +204,7 @@ class CudaBackend:
             step.num_decode,
             scale,
             pdl=True,
-        )
-        self._prefill.launch(
-            q,
-            kv_layer,
-            out,
-            step.q_start,
-            step.context_lens,
-            step.seq_slots,
-            state.page_table,
-            first_seq=step.num_decode,
-            num_seqs=step.num_seqs - step.num_decode,
-            num_tokens=num_tokens - step.num_decode,
-            max_context=step.max_context,
-            scale=scale,
+            beside_prefill=num_prefills > 0,
         )
         return out
 

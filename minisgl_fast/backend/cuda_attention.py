@@ -67,12 +67,14 @@ class DecodeAttention:
         num_seqs: int,
         scale: float,
         pdl: bool = False,
+        beside_prefill: bool = False,
     ) -> None:
         """Write rows 0 .. num_seqs - 1 of ``out`` [.., num_heads * head_dim] from those of ``q``.
 
         ``kv_layer`` as in kv_layout.py; ``context_lens`` (this step's tokens included) and
         ``seq_slots`` int32 [num_seqs]; ``page_table`` int32 [slots, columns]. All contiguous.
-        Length 0 gives a row of zeros.
+        Length 0 gives a row of zeros. ``beside_prefill``: the launch before this one is that of
+        PrefillAttention, behind the one that wrote q and the new keys; the two then overlap.
         """
         if num_seqs == 0:
             return
@@ -94,6 +96,7 @@ class DecodeAttention:
                 page_table.stride(0),
                 self._page_shift,
                 scale * LOG2E,
+                int(beside_prefill),
             ),
             self._shared_bytes,
             pdl,

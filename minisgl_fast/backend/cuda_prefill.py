@@ -26,6 +26,9 @@ WGMMA_KEYS = 128
 # Splitting the keys of a tile over several blocks: at most so often, at least so many keys each.
 MAX_SPLITS = 32
 MIN_SPLIT_KEYS = 512
+# Beside a large batch of decodes, whose stream hides the tiles, but not the joining kernel.
+MIN_SPLIT_KEYS_BESIDE = 4096
+LARGE_BATCH = 16
 COMBINE_BLOCK = 512
 
 
@@ -105,7 +108,8 @@ class PrefillAttention:
             arguments = (*pointers, *sequences, *layout)
             self._kernel.launch((tiles,), MMA_BLOCK, arguments, self._shared_bytes, pdl=True)
             return
-        num_splits = min(self._num_blocks // tiles, max_context // MIN_SPLIT_KEYS, MAX_SPLITS)
+        min_keys = MIN_SPLIT_KEYS if first_seq < LARGE_BATCH else MIN_SPLIT_KEYS_BESIDE
+        num_splits = min(self._num_blocks // tiles, max_context // min_keys, MAX_SPLITS)
         num_splits = max(num_splits, 1)
         buffers = (self._workspace.data_ptr(), self._partials.data_ptr())
         self._kernel.launch(

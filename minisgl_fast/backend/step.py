@@ -36,7 +36,7 @@ class StepTensors:
     num_seqs: int
     num_samples: int
     max_q_len: int  # longest row of new tokens; 0 inside CUDA graphs
-    max_context: int  # longest context_len; 0 inside CUDA graphs
+    max_context: int  # longest context_len of a chunk; 0 in a step of decodes
 
     header: Tensor  # [16] the counts above as the device sees them, see ``StepPlan``
 

@@ -180,7 +180,6 @@ cdef class StepPlan:
         self.header[NUM_TOKENS] = i + 1
         self.header[NUM_DECODE] = i + 1
         self.header[MAX_Q_LEN] = 1
-        self.header[MAX_CONTEXT] = max(self.header[MAX_CONTEXT], position + 1)
 
     cdef void add_chunk(
         self, int32_t slot, const int32_t *tokens, int32_t first, int32_t last,
@@ -333,5 +332,5 @@ cdef class StepPlan:
 
     @property
     def max_context(self):
-        """Largest context_len of this step."""
+        """Largest context_len of a chunk; 0 in a step of decodes."""
         return self.header[MAX_CONTEXT]

@@ -112,7 +112,7 @@ class FakeDevice:
                 assert view.kv_slot[row] == self.kv_slot(slot, position)
                 self.kv[view.kv_slot[row]] = position, token
         assert plan.max_q_len == max(lengths)
-        assert plan.max_context == max(view.context_len[: plan.num_seqs])
+        assert plan.max_context == max(view.context_len[plan.num_decode : plan.num_seqs], default=0)
         return array("i", [self.sample(view, j) for j in range(plan.num_samples)])
 
     def kv_slot(self, slot, position):

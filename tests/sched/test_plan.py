@@ -106,7 +106,7 @@ def test_one_prefill_and_one_decode_fill_every_section():
     assert list(view.bias_start[:3]) == [0, 5, 5]
     assert view.sample_flags[1] == 0 and view.temperature[1] == 0.0
     assert plan.histories == []
-    assert (plan.max_q_len, plan.max_context) == (3, 6)
+    assert (plan.max_q_len, plan.max_context) == (3, 3)
 
 
 def test_bans_end_when_min_tokens_are_reached():
