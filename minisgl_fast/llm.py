@@ -6,15 +6,17 @@
     for output in llm.generate(["Hello, my name is"], SamplingParams(max_tokens=32)):
         print(output.text)
 
-It drives the same engine, scheduler and TextStream as the server, without sockets.
+It drives the same engine, scheduler and TextStream as the server, without sockets. Prompts are
+added longest answer first: those that end the batch begin it, so that fewer steps at its end run
+for a handful of rows (longest processing time first, R. L. Graham 1969).
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
@@ -48,6 +50,14 @@ class Output:
     num_cached: int = 0
 
 
+class _Running(NamedTuple):
+    """A prompt that is being answered."""
+
+    output: Output
+    params: SamplingParams
+    stream: TextStream
+
+
 class LLM:
     """A model that is loaded once and generates for any number of prompts."""
 
@@ -73,28 +83,34 @@ class LLM:
         self._next_rid = 0
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Output]:
         """Generate for one prompt or many, each a text or a list of token ids, in order.
 
-        A prompt's tokens run with ``params.seed`` plus its index. Raises RequestError before
-        anything runs if a prompt holds an unknown id, or none, or does not fit the context;
-        EngineError if the model fails. Either way nothing of this call goes on running.
+        ``params`` are of all prompts, the seed plus a prompt's index, or a list with each one's
+        own. Raises RequestError before anything runs if a prompt holds an unknown id, or none, or
+        does not fit the context, or if there are more or fewer params than prompts; EngineError if
+        the model fails. Either way nothing of this call goes on running.
         """
-        params = params or SamplingParams()
         batch = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        each = _params_of_each(params, len(batch))
         outputs = [Output(self._encode(prompt)) for prompt in batch]  # type: ignore[arg-type]
-        streams: dict[int, tuple[Output, TextStream]] = {}
+        rooms = [self._max_model_len - len(output.prompt_ids) for output in outputs]
+        max_tokens = [min(p.max_tokens or room, room) for p, room in zip(each, rooms, strict=True)]
+        running: dict[int, _Running] = {}
         try:
-            for index, output in enumerate(outputs):
-                stream = self._stream(params)
-                streams[self._add(output.prompt_ids, params, index)] = (output, stream)
-            while streams:
+            for index in longest_first(max_tokens):
+                output, own = outputs[index], each[index]
+                rid = self._add(output.prompt_ids, own, max_tokens[index])
+                running[rid] = _Running(output, own, self._stream(own))
+            while running:
                 for _, _, payload in self._engine.step():
-                    self._deliver(payload, params, streams)
-                self._progress("generate", len(outputs) - len(streams), len(outputs))
+                    self._deliver(payload, running)
+                self._progress("generate", len(outputs) - len(running), len(outputs))
         finally:
-            for rid in streams:
+            for rid in running:
                 self._engine.abort(CHANNEL, rid)
             # The last tokens come out before their step has left; and what was aborted runs out.
             while self._engine.has_work:
@@ -134,29 +150,22 @@ class LLM:
             stop_program(params.stop_regex),
         )
 
-    def _add(self, prompt: list[int], params: SamplingParams, index: int) -> int:
+    def _add(self, prompt: list[int], params: SamplingParams, max_tokens: int) -> int:
         rid = self._next_rid
         self._next_rid += 1
-        seed = secrets.randbits(64) if params.seed is None else (params.seed + index) % 2**64
-        room = self._max_model_len - len(prompt)
-        max_tokens = min(params.max_tokens or room, room)
+        seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         self._engine.add(CHANNEL, pack_add(rid, params, prompt, seed=seed, max_tokens=max_tokens))
         return rid
 
-    def _deliver(
-        self,
-        payload: bytes,
-        params: SamplingParams,
-        streams: dict[int, tuple[Output, TextStream]],
-    ) -> None:
+    def _deliver(self, payload: bytes, running: dict[int, _Running]) -> None:
         rows, first = unpack_step(payload)
         for rid, num_cached in first:
-            if rid in streams:
-                streams[rid][0].num_cached = num_cached
+            if rid in running:
+                running[rid].output.num_cached = num_cached
         for rid, token, reason in rows:
-            if rid not in streams:
+            if rid not in running:
                 continue
-            output, stream = streams[rid]
+            output, params, stream = running[rid]
             if reason == FinishReason.ERROR:
                 raise EngineError("The model produced NaN logits.")
             if token >= 0:
@@ -172,7 +181,28 @@ class LLM:
                 output.finish_reason = FINISH_NAMES[FinishReason(reason)]
             if output.finish_reason:
                 output.text = stream.take().decode()
-                del streams[rid]
+                del running[rid]
+
+
+def longest_first(max_tokens: Sequence[int]) -> list[int]:
+    """The order in which to add a batch: indices by falling length of the answer, then as given."""
+    return sorted(range(len(max_tokens)), key=lambda index: -max_tokens[index])
+
+
+def _params_of_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, SamplingParams):
+        if len(params) != num_prompts:
+            raise RequestError(
+                f"There are {num_prompts} prompts and {len(params)} params.", param="params"
+            )
+        return list(params)
+    if params.seed is None:
+        return [params] * num_prompts
+    seeds = ((params.seed + index) % 2**64 for index in range(num_prompts))
+    return [replace(params, seed=seed) for seed in seeds]
 
 
 def _is_one_prompt(prompts: object) -> bool:

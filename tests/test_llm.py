@@ -9,7 +9,7 @@ import pytest
 
 import minisgl_fast
 from minisgl_fast.errors import ConfigError, ContextLengthError, EngineError, RequestError
-from minisgl_fast.llm import LLM, Output
+from minisgl_fast.llm import LLM, Output, longest_first
 from minisgl_fast.params import SamplingParams
 
 END = "<|im_end|>"
@@ -70,6 +70,40 @@ def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     assert [llm.tokenizer.decode(output.prompt_ids) for output in together] == prompts
     for prompt, output in zip(prompts, together, strict=True):
         assert llm.generate(prompt, params)[0].token_ids == output.token_ids
+
+
+def test_each_prompt_may_have_params_of_its_own(llm: LLM) -> None:
+    params = [
+        SamplingParams(max_tokens=length, temperature=2.0, seed=-length, ignore_eos=True)
+        for length in (3, 20, 7)
+    ]
+    prompts = ["alpha", "beta gamma", "delta"]
+    outputs = llm.generate(prompts, params)
+    assert [len(output.token_ids) for output in outputs] == [3, 20, 7]
+    alone = [llm.generate(prompt, [own])[0] for prompt, own in zip(prompts, params, strict=True)]
+    assert [output.text for output in outputs] == [output.text for output in alone]
+
+
+def test_params_that_are_not_one_a_prompt_are_refused(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="There are 2 prompts and 1 params") as caught:
+        llm.generate(["a", "b"], [SamplingParams(max_tokens=4)])
+    assert caught.value.param == "params"
+    assert not llm._engine.has_work
+
+
+def test_the_longest_answer_is_added_first(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert longest_first([3, 9, 3, 12]) == [3, 1, 0, 2]
+    added = []
+    add = llm._add
+
+    def spy(prompt: list[int], params: SamplingParams, max_tokens: int) -> int:
+        added.append(max_tokens)
+        return add(prompt, params, max_tokens)
+
+    monkeypatch.setattr(llm, "_add", spy)
+    params = [SamplingParams(max_tokens=n, ignore_eos=True) for n in (2, 5, 4)]
+    llm.generate(["one", "two", "three"], params)
+    assert added == [5, 4, 2]
 
 
 def test_a_seed_repeats_and_differs_from_prompt_to_prompt(llm: LLM) -> None:

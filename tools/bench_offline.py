@@ -4,8 +4,8 @@
 
 The workload is that of Mini-SGLang's offline benchmark: seed 0, prompts of randint(100, 1024)
 random ids up to 10000, as many output tokens each, temperature 0.6, end of text ignored; 142,827
-prompt and 133,966 output tokens in all. Prints tokens a second, time a step, the floor and their
-ratio.
+prompt and 133,966 output tokens in all. They are added as ``LLM.generate`` does it, the longest
+answer first. Prints tokens a second, time a step, the floor and their ratio.
 
 The floor is the time in which this device could move the bytes and do the products of the workload
 at the copy bandwidth and the matrix rate measured in the same run: every weight once a step, every
@@ -27,6 +27,7 @@ import torch
 
 from minisgl_fast.config import Config
 from minisgl_fast.engine.engine import Engine
+from minisgl_fast.llm import longest_first
 from minisgl_fast.model.config import ModelConfig
 from minisgl_fast.params import SamplingParams
 from minisgl_fast.progress import ConsoleProgress
@@ -97,7 +98,8 @@ def run(
         raise SystemExit(f"the prompts have ids up to {MAX_ID}, the model has fewer")
     steps_before = engine.stats()["steps"]
     start = time.perf_counter()
-    for rid, request in enumerate(requests):
+    for rid in longest_first([request.num_output for request in requests]):
+        request = requests[rid]
         params = SamplingParams(
             max_tokens=request.num_output, temperature=temperature, ignore_eos=True
         )
