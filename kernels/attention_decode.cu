@@ -31,7 +31,7 @@ zero before the first launch, left zero by each.
 #include "common.cuh"        // defines: bf16, mbarriers, bulk_copy, cp_async, kv_block_offset
 #include "decode_plan.cuh"   // defines: TILE, Stretches, Walk, plan
 #include "decode_tile.cuh"   // defines: sizes, Shared, Accumulator, load_query, attend
-#include "decode_merge.cuh"  // defines: Partials, finish_heads, merge_heads, atomic_inc_acq_rel
+#include "decode_merge.cuh"  // defines: Partials, finish_heads, merge_few, merge_heads
 
 // ---------------------------------------------------------------------------------------------
 // Loading. A stage holds the tile's pages, or its part of a larger page, one after the other, each
@@ -269,8 +269,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         consumers_sync();
         if (!shared.is_last) continue;
 #pragma unroll
-        for (int n = 0; n < HEAD_TILES; n++)
-            merge_heads(n, min(HEADS, group - n * HEADS), first, num_splits, shared, to, partials);
+        for (int n = 0; n < HEAD_TILES; n++) {
+            int num_heads = min(HEADS, group - n * HEADS);
+            if (HEAD_TILES == 1 && num_splits <= FEW_SPLITS)
+                merge_few(n, num_heads, first, num_splits, to, partials);
+            else
+                merge_heads(n, num_heads, first, num_splits, shared, to, partials);
+        }
     }
     // Whoever waits for this kernel wants the rows of the one before as well.
     if (beside_prefill) pdl_wait();

@@ -98,8 +98,70 @@ __device__ void finish_heads(
     }
 }
 
-// Merges the partials of one (sequence, head) pair, heads n * 8 .. n * 8 + 7. A warp takes whole
-// heads; with one or two heads, part of the splits of one. Its lanes weigh 32 splits at a time.
+// Merges a few partials of one (sequence, head) pair, heads n * 8 .. n * 8 + 7. A thread takes four
+// dims of a head, or of two, and asks for SPLITS_AT_ONCE rows of each at once.
+__device__ void merge_few(
+    int n, int num_heads, int first, int num_splits, bf16* out, const Partials& partials) {
+    constexpr int HEADS_AT_ONCE = CONSUMERS / DIM_QUADS;
+    constexpr int TURNS = HEADS / HEADS_AT_ONCE;
+    int quad = threadIdx.x % DIM_QUADS, head = threadIdx.x / DIM_QUADS;
+    float max[TURNS], total[TURNS];
+    float4 sum[TURNS];
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+        max[turn] = -INFINITY_F, total[turn] = 0.0f;
+        sum[turn] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+#pragma unroll 1
+    for (int begin = 0; begin < num_splits; begin += SPLITS_AT_ONCE) {
+        float2 max_sum[TURNS][SPLITS_AT_ONCE];
+        float4 o[TURNS][SPLITS_AT_ONCE];
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            int column = n * HEADS + head + turn * HEADS_AT_ONCE;
+            if (head + turn * HEADS_AT_ONCE >= num_heads) break;
+#pragma unroll
+            for (int k = 0; k < SPLITS_AT_ONCE; k++) {
+                max_sum[turn][k] = make_float2(-INFINITY_F, 0.0f);
+                o[turn][k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (begin + k >= num_splits) continue;
+                int slot = Partials::slot_of(first, begin + k);
+                max_sum[turn][k] = __ldcg(partials.max_sum(slot, column));
+                o[turn][k] = __ldcg((const float4*)partials.o(slot, column) + quad);
+            }
+        }
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            if (head + turn * HEADS_AT_ONCE >= num_heads) break;
+            float updated = max[turn];
+#pragma unroll
+            for (int k = 0; k < SPLITS_AT_ONCE; k++) updated = fmaxf(updated, max_sum[turn][k].x);
+            float alpha = exp2_fast(max[turn] - updated);
+            max[turn] = updated;
+            total[turn] *= alpha;
+            sum[turn].x *= alpha, sum[turn].y *= alpha, sum[turn].z *= alpha, sum[turn].w *= alpha;
+#pragma unroll
+            for (int k = 0; k < SPLITS_AT_ONCE; k++) {
+                float weight = exp2_fast(max_sum[turn][k].x - updated);
+                total[turn] += max_sum[turn][k].y * weight;
+                sum[turn].x += o[turn][k].x * weight, sum[turn].y += o[turn][k].y * weight;
+                sum[turn].z += o[turn][k].z * weight, sum[turn].w += o[turn][k].w * weight;
+            }
+        }
+    }
+#pragma unroll
+    for (int turn = 0; turn < TURNS; turn++) {
+        int head_of_turn = head + turn * HEADS_AT_ONCE;
+        if (head_of_turn >= num_heads) break;
+        float inverse = __fdividef(1.0f, total[turn]);
+        ((uint2*)(out + (n * HEADS + head_of_turn) * HEAD_DIM))[quad] = make_uint2(
+            pack_bf16(sum[turn].x * inverse, sum[turn].y * inverse),
+            pack_bf16(sum[turn].z * inverse, sum[turn].w * inverse));
+    }
+}
+
+// Merges any number of them. A warp takes whole heads; with one or two heads, part of the splits of
+// one. Its lanes weigh 32 splits at a time.
 __device__ void merge_heads(
     int n, int num_heads, int first, int num_splits, Shared& shared, bf16* out,
     const Partials& partials) {

@@ -25,6 +25,8 @@ constexpr bool PREFETCH_QUERY = HEAD_TILES == 1;  // the registers of two tiles 
 constexpr int DIM_QUADS = HEAD_DIM / 4;
 constexpr int ROWS_AT_ONCE = 32 / DIM_QUADS;  // partial rows that a warp reads with 16 bytes a lane
 constexpr int MERGE_LOADS = 8;               // such reads in flight
+constexpr int FEW_SPLITS = 8;                // up to so many of a pair are merged the short way
+constexpr int SPLITS_AT_ONCE = 4;
 
 // 17 KB at HEAD_DIM 128: what is left beside the stages for two blocks an SM.
 struct Shared {
