@@ -26,6 +26,7 @@ PARTS = {
     "prefill_mixed": ("test_attention_prefill.py", "decode_rows"),
     "prefill_cached": ("test_attention_prefill.py", "cached_prefix and 63"),
     "prefill_split": ("test_attention_prefill.py", "few_rows and lengths0"),
+    "mixed": ("test_attention_mixed.py", "splits and shape2-wgmma"),
     "decode": ("test_attention_decode.py", "sequence_alone and 64 or nan_of or all_rows"),
     "kv_store": ("test_kv_store.py", "(matches and 7) or (rows_of and 64)"),
     "sample": ("test_sample.py", "broken_rows or (tokens_are and 17) or (masks and 75 and 3)"),
