@@ -4,11 +4,13 @@ For tests and for a debugger; it walks everything and is far too slow for every 
 """
 
 from minisgl_fast.sched.request cimport FINISHED, PREEMPTED, RUNNING, WAITING, Channel, Request
+from minisgl_fast.sched.roster cimport Roster
 from minisgl_fast.sched.scheduler cimport Scheduler
 
 
 def check_scheduler(Scheduler scheduler not None):
     """AssertionError with what is wrong, unless everything adds up."""
+    cdef Roster roster = scheduler.roster
     cdef Request request
     cdef Channel home
     scheduler.cache.check()
@@ -16,7 +18,7 @@ def check_scheduler(Scheduler scheduler not None):
     references = {}
     states = {WAITING: 0, RUNNING: 0, PREEMPTED: 0, FINISHED: 0}
     bias = 0
-    for slot, held in enumerate(scheduler.slots):
+    for slot, held in enumerate(roster.slots):
         if held is None:
             continue
         request = held
@@ -48,25 +50,25 @@ def check_scheduler(Scheduler scheduler not None):
         len(free) + scheduler.cache.num_nodes + len(private) == scheduler.cache.pool.num_pages,
         "free, cached and used pages do not add up",
     )
-    _assert(states[RUNNING] == scheduler.running.size(), "the running list and the slots differ")
-    _assert(states[PREEMPTED] + states[FINISHED] == scheduler.num_leaving, "num_leaving is wrong")
-    _assert(bias == scheduler.reserved_bias, "reserved_bias is wrong")
+    _assert(states[RUNNING] == roster.running.size(), "the running list and the slots differ")
+    _assert(states[PREEMPTED] + states[FINISHED] == roster.num_leaving, "num_leaving is wrong")
+    _assert(bias == roster.reserved_bias, "reserved_bias is wrong")
     _assert(
-        sorted(scheduler.free_slots)
-        == [i for i, held in enumerate(scheduler.slots) if held is None],
+        sorted(roster.free_slots)
+        == [i for i, held in enumerate(roster.slots) if held is None],
         "the free slots are wrong",
     )
     order = [
-        (-(<Request>scheduler.slots[slot]).priority, i) for i, slot in enumerate(scheduler.running)
+        (-(<Request>roster.slots[slot]).priority, i) for i, slot in enumerate(roster.running)
     ]
     _assert(order == sorted(order), "the running list is out of order")
-    for home in scheduler.channels.values():
+    for home in roster.channels.values():
         for rid, held in home.requests.items():
             request = held
             _assert(request.rid == rid and request.state != FINISHED, f"rid {rid} is stale")
             states[WAITING] += request.state == WAITING
             _assert((request.slot < 0) == (request.state == WAITING), f"rid {rid} has no slot")
-    _assert(states[WAITING] == scheduler.waiting.size(), "the waiting queue is wrong")
+    _assert(states[WAITING] == roster.waiting.size(), "the waiting queue is wrong")
 
 
 cdef _assert(bint condition, str message):

@@ -1,15 +1,12 @@
 """C view of Scheduler."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libcpp.map cimport map as ordered_map
-from libcpp.pair cimport pair
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libcpp.vector cimport vector
 
 from minisgl_fast.sched.plan cimport Span, StepPlan
 from minisgl_fast.sched.radix cimport RadixCache
-from minisgl_fast.sched.request cimport Request, RequestState
-
-ctypedef pair[int64_t, int64_t] WaitingKey
+from minisgl_fast.sched.request cimport Request
+from minisgl_fast.sched.roster cimport Roster
 
 
 cdef class Scheduler:
@@ -22,18 +19,11 @@ cdef class Scheduler:
     cdef int32_t max_pages_per_seq
     cdef list eos_ids
 
-    cdef dict channels
-    cdef ordered_map[WaitingKey, void *] waiting
-    cdef vector[int32_t] running
-    cdef list slots
-    cdef vector[int32_t] free_slots
+    cdef Roster roster
     cdef vector[int32_t] scratch_path
-    cdef int32_t num_leaving
-    cdef int32_t reserved_bias
     cdef int32_t budget
     cdef bint page_shortage
 
-    cdef int64_t num_arrivals
     cdef int32_t num_steps
     cdef int32_t num_committed_steps
     cdef int64_t num_preemptions
@@ -48,11 +38,6 @@ cdef class Scheduler:
     cdef void _schedule_chunk(self, Request request, StepPlan plan)
     cdef void _admit_waiting(self, StepPlan plan)
     cdef bint _admit(self, Request request, StepPlan plan)
-    cdef void _enter(self, Request request, int32_t num_matched, StepPlan plan)
     cdef bint _grow(self, Request request, StepPlan plan)
     cdef void _take_output(self, Request request, Span span, int32_t token, object output)
     cdef void _take_token(self, Request request, int32_t token)
-    cdef void _finish(self, Request request, int32_t token, int reason)
-    cdef void _leave(self, Request request, RequestState state)
-    cdef void _settle(self, Request request)
-    cdef void _wait(self, Request request)

@@ -1,46 +1,34 @@
 """Scheduler: which tokens of which requests the next step computes, and what came of the last one.
 
 Sans I/O: ADD payloads go in, plans are filled, sampled tokens are committed, STEP payloads come
-out. Everything that moves a request from one state to another is in this file:
-
-    add -> WAITING -> admit -> RUNNING -> stop, abort -> FINISHED -> (nothing in flight) -> gone
-              ^                   |
-              |                preempt
-              |                   v
-              +---------------- PREEMPTED   (when nothing of it is in flight)
+out. Who waits, who runs and in what order is kept in the roster (roster.pyx), which also moves a
+request from one state to another; when that happens is decided here.
 
 One step, within a budget of max_step_tokens: every running request that decodes gets its one token;
 then the request being prefilled gets its next chunk; then waiting requests are admitted while
-slots, pages, bias entries, updates and budget last. Waiting requests go by priority (higher first),
-then by arrival; the running list has the same order, its last is the first to give way.
+slots, pages, bias entries, updates and budget last.
 
 Rules:
 - Pages are admitted for the tokens that exist, plus one page per running request as a margin for
   their growth; never for max_tokens. When a decode finds no page, the last of the running list is
   preempted: it keeps its tokens and is computed again later, mostly from the prefix cache.
 - A request that is alone and still finds no page ends with LENGTH. Nothing waits for ever.
-- Steps may overlap: schedule(N + 1) may come before commit(N), commits come in order. A request
-  counts its launched steps (inflight); its slot and its pages are given back in ``_settle`` alone,
-  when it left the running list and nothing of it is in flight. So no page in which an uncommitted
-  step writes ever belongs to anyone else, and a token for a finished request meets nothing.
+- Steps may overlap: schedule(N + 1) may come before commit(N), commits come in order. A token for
+  a finished request meets nothing; its slot and pages are its own until its last step is committed.
 - At least one token of a request is always computed: a match covers at most all tokens but one.
 - Pages of a prompt are published when the step that fills them is planned, so requests that arrive
   together share a prefix; those of an output when its tokens are committed.
 - A request that needs no token (max_tokens 0, embeddings) ends when its prompt is committed.
 """
 
-from cython.operator cimport dereference
-from libcpp.algorithm cimport find
-
 from minisgl_fast.errors import EngineError
 from minisgl_fast.sched.pages cimport PagePool
 from minisgl_fast.sched.plan cimport (
     HAS_PENALTIES, NUM_SAMPLES, NUM_SEQS, NUM_TOKENS, NUM_UPDATES, STEP, PlanCapacity, Span,
 )
-from minisgl_fast.sched.request cimport FINISHED, PREEMPTED, RUNNING, WAITING, Channel
-from minisgl_fast.wire cimport ABORTED, EMBEDDING, EOS, ERROR, GRAMMAR, LENGTH, LOGPROBS
+from minisgl_fast.sched.request cimport FINISHED, RUNNING, WAITING
+from minisgl_fast.wire cimport ABORTED, EOS, ERROR, GRAMMAR, LENGTH
 from minisgl_fast.wire cimport RUNNING as GOES_ON
-from minisgl_fast.wire cimport STEP as STEP_FRAME
 
 # Room for a full set of users' biases (params.MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS) beside the bans
 # that ordinary requests with min_tokens need.
@@ -72,11 +60,7 @@ cdef class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.max_pages_per_seq = (max_model_len + page_size - 1) // page_size
         self.eos_ids = sorted(set(eos_ids))
-        self.channels = {}
-        self.slots = [None] * max_seqs
-        for slot in range(max_seqs - 1, -1, -1):
-            self.free_slots.push_back(slot)
-        self.running.reserve(max_seqs)
+        self.roster = Roster(self.cache, max_seqs)
         self.scratch_path.resize(self.max_pages_per_seq)
 
     # schedule
@@ -95,12 +79,13 @@ cdef class Scheduler:
             )
 
     cdef void _schedule_decodes(self, StepPlan plan):
+        cdef Roster roster = self.roster
         cdef Request request
         cdef int32_t slot, position
         cdef size_t i = 0
-        while i < self.running.size() and self.budget:
-            slot = self.running[i]
-            request = <Request>self.slots[slot]
+        while i < roster.running.size() and self.budget:
+            slot = roster.running[i]
+            request = <Request>roster.slots[slot]
             if (
                 request.num_computed >= request.num_prefill
                 and request.num_tokens() < request.max_total
@@ -116,16 +101,17 @@ cdef class Scheduler:
                 request.inflight += 1
                 request.add_sample(plan)
                 self.budget -= 1
-            if i < self.running.size() and self.running[i] == slot:
+            if i < roster.running.size() and roster.running[i] == slot:
                 i += 1
 
     cdef void _schedule_chunks(self, StepPlan plan):
+        cdef Roster roster = self.roster
         cdef Request request
         cdef size_t i
-        for i in range(self.running.size()):
+        for i in range(roster.running.size()):
             if not self.budget:
                 return
-            request = <Request>self.slots[self.running[i]]
+            request = <Request>roster.slots[roster.running[i]]
             if request.num_computed < request.num_prefill:
                 self._schedule_chunk(request, plan)
 
@@ -145,13 +131,13 @@ cdef class Scheduler:
             request.add_sample(plan)
 
     cdef void _admit_waiting(self, StepPlan plan):
+        # One token of the budget for each: neither a decode nor a chunk is ever left out.
+        cdef size_t most = min(self.max_step_tokens, plan.capacity.max_tokens)
         cdef Request request
-        while (
-            self.budget and not self.free_slots.empty() and not self.waiting.empty()
-            # One token of the budget for each: neither a decode nor a chunk is ever left out.
-            and <int32_t>self.running.size() < min(self.max_step_tokens, plan.capacity.max_tokens)
-        ):
-            request = <Request>dereference(self.waiting.begin()).second
+        while self.budget and self.roster.running.size() < most:
+            request = self.roster.first_waiting()
+            if request is None:
+                return
             if self._admit(request, plan):
                 self._schedule_chunk(request, plan)
             elif request.state == WAITING:
@@ -161,47 +147,26 @@ cdef class Scheduler:
         """Admit the head of the waiting requests if it fits; one that never will ends here."""
         cdef int32_t num_tokens = <int32_t>request.tokens.size()
         cdef int32_t num_pages = (num_tokens + self.page_size - 1) >> self.page_shift
-        cdef bint alone = self.running.empty() and self.num_leaving == 0
+        cdef Roster roster = self.roster
         cdef int32_t num_matched
         if plan.header[NUM_UPDATES] + num_pages > plan.capacity.max_updates:
             return False
-        if self.reserved_bias + request.num_bias() > plan.capacity.max_bias:
-            if self.reserved_bias == 0:
-                self._finish(request, -1, ERROR)
+        if roster.reserved_bias + request.num_bias() > plan.capacity.max_bias:
+            if roster.reserved_bias == 0:
+                roster.finish(request, -1, ERROR)
             return False
         num_matched = self.cache.match_pages(
             request.tokens.data(), request.num_matchable() >> self.page_shift, request.salt,
             self.scratch_path.data(),
         )
-        if num_pages - num_matched + <int32_t>self.running.size() > (
+        if num_pages - num_matched + <int32_t>roster.running.size() > (
             self.cache.num_available()
             - self.cache.count_unreferenced(self.scratch_path.data(), num_matched)
         ):
-            if alone:
-                self._finish(request, -1, LENGTH)
+            if roster.is_idle():
+                roster.finish(request, -1, LENGTH)
             return False
-        self._enter(request, num_matched, plan)
-        return True
-
-    cdef void _enter(self, Request request, int32_t num_matched, StepPlan plan):
-        """From waiting to running, with a slot and pages for all tokens that exist."""
-        cdef int32_t num_tokens = <int32_t>request.tokens.size()
-        cdef int32_t num_pages = (num_tokens + self.page_size - 1) >> self.page_shift
-        cdef int32_t slot = self.free_slots.back()
-        cdef vector[int32_t].iterator place
-        self.waiting.erase(WaitingKey(-<int64_t>request.priority, request.arrival))
-        self.free_slots.pop_back()
-        self.slots[slot] = request
-        request.slot = slot
-        request.state = RUNNING
-        place = self.running.end()
-        while place != self.running.begin() and (
-            (<Request>self.slots[dereference(place - 1)]).priority < request.priority
-        ):
-            place -= 1
-        self.running.insert(place, slot)
-        self.reserved_bias += request.num_bias()
-
+        roster.enter(request)
         # The row never outgrows this: no allocation while the request runs.
         request.tokens.reserve(request.max_total)
         request.pages.reserve(self.max_pages_per_seq)
@@ -213,6 +178,7 @@ cdef class Scheduler:
             self.num_cached_tokens += request.num_cached
         if request.sampling.flags & HAS_PENALTIES:
             plan.histories.append(request.history())
+        return True
 
     cdef bint _grow(self, Request request, StepPlan plan):
         """See to it that the next token of a decode has a page; False if it must stand back.
@@ -227,16 +193,16 @@ cdef class Scheduler:
         page = self.cache.take_page()
         while page < 0:
             self.page_shortage = True
-            if self.num_leaving:
+            if self.roster.num_leaving:
                 return False
-            if self.running.size() == 1:
+            if self.roster.running.size() == 1:
                 # All pages are its own: what it has in flight, if anything, is its last token.
                 request.max_total = request.num_tokens()
                 if request.inflight == 0:
-                    self._finish(request, -1, LENGTH)
+                    self.roster.finish(request, -1, LENGTH)
                 return False
             self.num_preemptions += 1
-            self._leave(<Request>self.slots[self.running.back()], PREEMPTED)
+            self.roster.preempt_last()
             if request.state != RUNNING:
                 return False
             page = self.cache.take_page()
@@ -249,7 +215,7 @@ cdef class Scheduler:
         """What came of a span of a request that is not finished; None where it is not finite."""
         if output is None:
             request.poisoned = True
-            self._finish(request, -1, ERROR)
+            self.roster.finish(request, -1, ERROR)
         elif span.sample < 0 or token >= 0:
             request.take_output(span, token, output)
 
@@ -264,7 +230,7 @@ cdef class Scheduler:
                 elif not request.bias_ids.empty():
                     reason = GRAMMAR  # what it allows is banned
             request.poisoned = reason == ERROR
-            self._finish(request, -1, reason)
+            self.roster.finish(request, -1, reason)
             return
         request.tokens.push_back(token)
         self.num_generated_tokens += 1
@@ -277,44 +243,7 @@ cdef class Scheduler:
         if reason == GOES_ON:
             request.emit(token, GOES_ON)
         else:
-            self._finish(request, token, reason)
-
-    # State changes
-
-    cdef void _finish(self, Request request, int32_t token, int reason):
-        """Answer the last row of a live request, in whatever state it is."""
-        request.emit(token, reason)
-        del request.channel.requests[request.rid]
-        if request.state == WAITING:
-            self.waiting.erase(WaitingKey(-<int64_t>request.priority, request.arrival))
-            request.state = FINISHED
-        elif request.state == RUNNING:
-            self._leave(request, FINISHED)
-        else:
-            request.state = FINISHED
-
-    cdef void _leave(self, Request request, RequestState state):
-        """Out of the running list."""
-        request.state = state
-        self.running.erase(find(self.running.begin(), self.running.end(), request.slot))
-        self.num_leaving += 1
-        self._settle(request)
-
-    cdef void _settle(self, Request request):
-        """Give back slot and pages of a request that left, once nothing of it is in flight."""
-        if request.inflight:
-            return
-        self.num_leaving -= 1
-        self.reserved_bias -= request.num_bias()
-        self.free_slots.push_back(request.slot)
-        self.slots[request.slot] = None
-        request.let_go(self.cache)
-        if request.state == PREEMPTED:
-            self._wait(request)
-
-    cdef void _wait(self, Request request):
-        request.state = WAITING
-        self.waiting[WaitingKey(-<int64_t>request.priority, request.arrival)] = <void *>request
+            self.roster.finish(request, token, reason)
 
     # Public API
 
@@ -332,42 +261,33 @@ cdef class Scheduler:
 
         ``grammar``: the state of the payload's grammar (engine.grammar.Grammar), None for none.
         """
-        cdef Channel home = self.channels.get(channel)
-        cdef Request request
-        if home is None:
-            home = self.channels[channel] = Channel(channel)
-        request = Request.unpack(home, payload, self.max_model_len, self.eos_ids, grammar)
-        if request.rid in home.requests:
-            raise EngineError(f"A frontend sent request {request.rid} twice.")
-        home.requests[request.rid] = request
-        request.arrival = self.num_arrivals
-        self.num_arrivals += 1
-        self._wait(request)
+        cdef Request request = Request.unpack(
+            self.roster.open_channel(channel), payload, self.max_model_len, self.eos_ids, grammar
+        )
+        self.roster.add(request)
         if request.num_prompt >= self.max_model_len or (
             (request.num_prompt - 1) >> self.page_shift >= self.cache.pool.num_pages
         ):
-            self._finish(request, -1, ERROR)
+            self.roster.finish(request, -1, ERROR)
 
     def abort(self, int64_t channel, uint32_t rid):
         """End a request wherever it is; it answers one ABORTED row. Unknown rids are ignored."""
-        cdef Channel home = self.channels.get(channel)
-        if home is not None and rid in home.requests:
+        cdef Request request = self.roster.find_request(channel, rid)
+        if request is not None:
             self.num_aborted += 1
-            self._finish(<Request>home.requests[rid], -1, ABORTED)
+            self.roster.finish(request, -1, ABORTED)
 
     def refuse_grammar(self, int64_t channel, uint32_t rid):
         """End a request whose grammar cannot be followed: it answers one GRAMMAR row."""
-        cdef Channel home = self.channels.get(channel)
-        if home is not None and rid in home.requests:
-            self._finish(<Request>home.requests[rid], -1, GRAMMAR)
+        cdef Request request = self.roster.find_request(channel, rid)
+        if request is not None:
+            self.roster.finish(request, -1, GRAMMAR)
 
     def abort_channel(self, int64_t channel):
         """End all requests of a frontend that is gone; nothing is answered any more."""
-        cdef Channel home = self.channels.pop(channel, None)
-        if home is not None:
-            for request in list(home.requests.values()):
-                self.num_aborted += 1
-                self._finish(<Request>request, -1, ABORTED)
+        for request in self.roster.close_channel(channel):
+            self.num_aborted += 1
+            self.roster.finish(<Request>request, -1, ABORTED)
 
     def schedule(self, StepPlan plan not None):
         """Fill ``plan`` with the next step. False when there is nothing to run.
@@ -382,7 +302,7 @@ cdef class Scheduler:
         self._schedule_decodes(plan)
         self._schedule_chunks(plan)
         # After a preemption the pages are for those who run.
-        if not self.page_shortage or self.running.empty():
+        if not self.page_shortage or self.roster.running.empty():
             self._admit_waiting(plan)
         if plan.header[NUM_TOKENS] == 0:
             return False
@@ -398,6 +318,7 @@ cdef class Scheduler:
         ``tokens``: int32 [num_samples], -1 for NaN. ``outputs``: for each of ``plan.spans`` its
         bytes as Request.take_output has them, None for NaN.
         """
+        cdef Roster roster = self.roster
         cdef Request request
         cdef Span span
         cdef Py_ssize_t next_span = 0
@@ -415,7 +336,7 @@ cdef class Scheduler:
         self.num_committed_steps += 1
         plan.in_flight = False
         for i in range(plan.header[NUM_SEQS]):
-            request = <Request>self.slots[plan.seq_slot[i]]
+            request = <Request>roster.slots[plan.seq_slot[i]]
             left = request.state != RUNNING
             request.inflight -= 1
             request.num_committed += plan.q_start[i + 1] - plan.q_start[i]
@@ -433,32 +354,21 @@ cdef class Scheduler:
                     self._take_token(request, tokens[sample])
                 sample += 1
             elif request.state != FINISHED and request.num_committed >= request.max_total:
-                self._finish(request, -1, LENGTH)
+                roster.finish(request, -1, LENGTH)
             if left:
-                self._settle(request)
+                roster.settle(request)
 
     def take_frames(self):
         """[(channel, frame kind, payload)] of all that came of steps since the last call."""
-        cdef Channel home
-        frames = []
-        for home in self.channels.values():
-            if home.logprobs:
-                frames.append((home.number, LOGPROBS, b"".join(home.logprobs)))
-                home.logprobs = []
-            if home.embeddings:
-                frames += [(home.number, EMBEDDING, payload) for payload in home.embeddings]
-                home.embeddings = []
-            if not home.rows.rids.empty():
-                frames.append((home.number, STEP_FRAME, home.rows.pack()))
-        return frames
+        return self.roster.take_frames()
 
     def has_work(self):
         """Whether any request waits, runs, or has a step in flight."""
-        return bool(not self.waiting.empty() or not self.running.empty() or self.num_leaving)
+        return self.roster.has_work()
 
     def flush_cache(self):
         """Forget all cached pages; only when idle, else False."""
-        if self.has_work():
+        if self.roster.has_work():
             return False
         self.cache.flush()
         return True
@@ -466,13 +376,10 @@ cdef class Scheduler:
     def stats(self):
         """Counters since the start, and what is held now (the STATS frame)."""
         cdef int32_t num_pages = self.cache.pool.num_pages
-        cdef int64_t queued_tokens = 0
-        for entry in self.waiting:
-            queued_tokens += (<Request>entry.second).num_tokens()
         return {
-            "running": self.running.size(),
-            "queued": self.waiting.size(),
-            "queued_tokens": queued_tokens,
+            "running": self.roster.running.size(),
+            "queued": self.roster.waiting.size(),
+            "queued_tokens": self.roster.num_queued_tokens(),
             "pages_total": num_pages,
             "pages_free": self.cache.pool.num_free,
             "pages_cached": self.cache.num_unreferenced,
