@@ -1,11 +1,51 @@
-"""The scheduler's accounts, checked from scratch: every page, reference, slot and counter.
+"""The accounts of cache and scheduler, checked from scratch: every page, reference and counter.
 
 For tests and for a debugger; it walks everything and is far too slow for every step of a server.
 """
 
+from libc.stdint cimport int32_t
+
+from minisgl_fast.sched.radix cimport EMPTY, ROOT, Node, RadixCache
 from minisgl_fast.sched.request cimport FINISHED, PREEMPTED, RUNNING, WAITING, Channel, Request
 from minisgl_fast.sched.roster cimport Roster
 from minisgl_fast.sched.scheduler cimport Scheduler
+
+
+def check_cache(RadixCache cache not None):
+    """AssertionError with what is wrong, unless tree, table, list and pool agree."""
+    cdef int32_t page, parent
+    cdef Node node
+    references = cache.references()
+    listed = cache.unreferenced()
+    rank = {page: i for i, page in enumerate(listed)}
+    children = dict.fromkeys(references, 0)
+    free = set(cache.pool.free_pages())
+    _assert(len(free) == cache.pool.num_free, "a page is free twice")
+    _assert(len(references) == cache.num_nodes, "num_nodes is wrong")
+    _assert(len(listed) == len(rank) == cache.num_unreferenced, "num_unreferenced is wrong")
+    in_table = [entry for entry in cache.table if entry != EMPTY]
+    _assert(sorted(in_table) == list(references), "the table and the nodes differ")
+    for page, count in references.items():
+        node = cache.nodes[page]
+        parent = node.parent
+        _assert(count >= 0, f"page {page} has {count} references")
+        _assert((count == 0) == (page in rank), f"page {page} is wrongly listed")
+        _assert(page not in free, f"page {page} is free and a node")
+        _assert(
+            cache._find(
+                parent, node.key, &cache.tokens[<size_t>page * cache.page_size], node.salt
+            ) == page,
+            f"page {page} cannot be found",
+        )
+        if parent != ROOT:
+            _assert(parent in references, f"the parent of page {page} is no node")
+            children[parent] += 1
+            if count:
+                _assert(references[parent] > 0, f"page {page} is held, its parent is not")
+            elif parent in rank:
+                _assert(rank[parent] > rank[page], f"page {page} is newer than its parent")
+    for page, count in children.items():
+        _assert(cache.nodes[page].num_children == count, f"children of page {page} miscounted")
 
 
 def check_scheduler(Scheduler scheduler not None):
@@ -13,7 +53,7 @@ def check_scheduler(Scheduler scheduler not None):
     cdef Roster roster = scheduler.roster
     cdef Request request
     cdef Channel home
-    scheduler.cache.check()
+    check_cache(scheduler.cache)
     private = []
     references = {}
     states = {WAITING: 0, RUNNING: 0, PREEMPTED: 0, FINISHED: 0}

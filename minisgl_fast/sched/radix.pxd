@@ -5,6 +5,11 @@ from libcpp.vector cimport vector
 
 from minisgl_fast.sched.pages cimport PagePool
 
+cdef enum:
+    EMPTY = -1   # a free slot of the table
+    ROOT = -1    # the parent of first pages
+    VACANT = -2  # the parent of a page that is no node
+
 cdef struct Node:
     uint64_t key            # hash of parent (or salt) and tokens: where the table looks for it
     uint64_t salt           # of a first page; 0 below

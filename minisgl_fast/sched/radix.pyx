@@ -54,11 +54,6 @@ cdef extern from *:
     uint64_t minisgl_mix(uint64_t a, uint64_t b) noexcept nogil
     uint64_t minisgl_hash(const int32_t *tokens, int32_t n, uint64_t seed) noexcept nogil
 
-cdef enum:
-    EMPTY = -1   # a free slot of the table
-    ROOT = -1    # the parent of first pages
-    VACANT = -2  # the parent of a page that is no node
-
 # Counters are written x = x + 1 below: without the GIL, Cython cannot compile += on an attribute
 # under the None checks of the debug build.
 
@@ -369,45 +364,9 @@ cdef class RadixCache:
 
     def check(self):
         """AssertionError unless tree, table, list and pool agree."""
-        cdef int32_t page, parent
-        cdef Node node
-        references = self.references()
-        listed = self.unreferenced()
-        rank = {page: i for i, page in enumerate(listed)}
-        children = dict.fromkeys(references, 0)
-        free = set(self.pool.free_pages())
-        _assert(len(free) == self.pool.num_free, "a page is free twice")
-        _assert(len(references) == self.num_nodes, "num_nodes is wrong")
-        _assert(len(listed) == len(rank) == self.num_unreferenced, "num_unreferenced is wrong")
-        in_table = [entry for entry in self.table if entry != EMPTY]
-        _assert(sorted(in_table) == list(references), "the table and the nodes differ")
-        for page, count in references.items():
-            node = self.nodes[page]
-            parent = node.parent
-            _assert(count >= 0, f"page {page} has {count} references")
-            _assert((count == 0) == (page in rank), f"page {page} is wrongly listed")
-            _assert(page not in free, f"page {page} is free and a node")
-            _assert(
-                self._find(
-                    parent, node.key, &self.tokens[<size_t>page * self.page_size], node.salt
-                ) == page,
-                f"page {page} cannot be found",
-            )
-            if parent != ROOT:
-                _assert(parent in references, f"the parent of page {page} is no node")
-                children[parent] += 1
-                if count:
-                    _assert(references[parent] > 0, f"page {page} is held, its parent is not")
-                elif parent in rank:
-                    _assert(rank[parent] > rank[page], f"page {page} is newer than its parent")
-        for page, count in children.items():
-            _assert(self.nodes[page].num_children == count, f"children of page {page} miscounted")
-
-
-cdef _assert(bint condition, str message):
-    # Not the statement: check() must work where asserts are compiled out.
-    if not condition:
-        raise AssertionError(message)
+        # Imported here: audit.pyx needs this module's types first.
+        from minisgl_fast.sched.audit import check_cache
+        check_cache(self)
 
 
 cdef int32_t *_ints(c_array values, int32_t length) except? NULL:
