@@ -18,7 +18,9 @@ Rules:
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memchr, memcmp
 
-from minisgl_fast.bench.scan cimport ends_head, is_blank, memmem, object_of, string_of
+from minisgl_fast.bench.scan cimport (
+    ends_head, is_blank, memmem, object_of, read_chunk_size, string_of,
+)
 
 import httptools
 import orjson
@@ -205,7 +207,8 @@ cdef class ResponseReader:
         if size > MAX_CHUNK_LINE_BYTES:
             raise ProtocolError("a chunk line of the response is too long")
         if self._state == CHUNK_SIZE:
-            self._remaining = _chunk_size(line, size)
+            if not read_chunk_size(line, size, &self._remaining):
+                raise ProtocolError("bad chunk size")
             self._state = CHUNK_DATA if self._remaining else TRAILER
         elif self._state == CHUNK_END:
             if not is_blank(line, size):
@@ -380,22 +383,3 @@ cdef class ResponseReader:
                 self._credit[0] += 1
         self._event_has_data = self._event_has_text = False
         return 0
-
-
-cdef size_t _chunk_size(const char *line, size_t size) except? 0:
-    """The hexadecimal number that a chunk line begins with; extensions behind it are ignored."""
-    cdef size_t value = 0
-    cdef size_t i = 0
-    cdef char c
-    while i < size:
-        c = line[i]
-        if c"0" <= c <= c"9":
-            value = value * 16 + <size_t>(c - c"0")
-        elif c"a" <= (c | 32) <= c"f":
-            value = value * 16 + <size_t>((c | 32) - c"a" + 10)
-        else:
-            break
-        i += 1
-    if i == 0 or i > 15 or (c != c"\r" and c != c";" and c != c" " and c != c"\n"):
-        raise ProtocolError("bad chunk size")
-    return value

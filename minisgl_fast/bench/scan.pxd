@@ -16,6 +16,26 @@ cdef inline bint is_blank(const char *line, size_t size) noexcept nogil:
     return size == 2 and line[0] == c"\r"
 
 
+cdef inline bint read_chunk_size(const char *line, size_t size, size_t *value) noexcept nogil:
+    """The hexadecimal number that a chunk line begins with; extensions behind it are ignored.
+
+    False if it has no such number, or one of more than 15 digits.
+    """
+    cdef size_t i = 0
+    cdef char c = 0
+    value[0] = 0
+    while i < size:
+        c = line[i]
+        if c"0" <= c <= c"9":
+            value[0] = value[0] * 16 + <size_t>(c - c"0")
+        elif c"a" <= (c | 32) <= c"f":
+            value[0] = value[0] * 16 + <size_t>((c | 32) - c"a" + 10)
+        else:
+            break
+        i += 1
+    return 0 < i <= 15 and (c == c"\r" or c == c";" or c == c" " or c == c"\n")
+
+
 cdef inline const char *string_of(
     const char *data, size_t size, const char *key, size_t key_size, size_t *length
 ) noexcept nogil:
