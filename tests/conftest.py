@@ -10,7 +10,7 @@ import pytest
 from server_process import ServerProcess, StartServer
 from tiny_folder import make_tiny_model
 
-pytest_plugins = ["api_server"]
+pytest_plugins = ["api_server", "hub_server"]
 # These have an environment of their own: make test-clients.
 collect_ignore = ["clients"]
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 REPOSITORY = "org/tiny"
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -75,6 +79,13 @@ class FakeHub:
 
     def weight_ranges(self) -> list[str | None]:
         return [header for name, header in self.gets if name == "model.safetensors"]
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    server = FakeHub()
+    yield server
+    server.close()
 
 
 def commit(revision: str) -> str:
@@ -255,12 +266,21 @@ print(json.dumps(result))
 
 
 def resolve_in_a_process(
-    model: str, source: str, environment: dict[str, str], revision: str = "", weights: bool = True
-) -> dict[str, object]:
-    """``resolve_model`` in a fresh interpreter: {"path" or "error", "reports", "heavy"}."""
+    source: str,
+    settings: dict[str, str],
+    model: str = REPOSITORY,
+    revision: str = "",
+    weights: bool = True,
+) -> dict[str, Any]:
+    """``resolve_model`` in a fresh interpreter: {"path" or "error", "reports", "heavy", "stderr"}.
+
+    ``settings``: its environment, beside variables that say nothing about hubs.
+    """
+    foreign = ("HF_", "MODELSCOPE_", "TQDM")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, model, source, revision, "weights" * weights],
-        env=environment,
+        env=environment | settings,
         capture_output=True,
         text=True,
         timeout=60,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from hub_server import (
     REPOSITORY,
     WANTED,
     WEIGHTS,
-    FakeHub,
     contents,
     one_line,
     resolve_in_a_process,
@@ -30,28 +29,14 @@ BIG = {"config.json": b"{}", "model.safetensors": WEIGHTS * (3 * DOWNLOAD_CHUNK_
 
 
 @pytest.fixture
-def hub():
-    server = FakeHub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def resolve(hub, tmp_path):
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TQDM"))
-    }
-    environment |= {
+    settings = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     }
-
-    def run(model: str = REPOSITORY, revision: str = "", weights: bool = True) -> dict[str, Any]:
-        return resolve_in_a_process(model, "huggingface", environment, revision, weights)
-
-    return run
+    return partial(resolve_in_a_process, "huggingface", settings)
 
 
 def test_a_fresh_download_holds_the_wanted_files_and_no_others(hub, resolve):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Any
+from functools import partial
 
 import pytest
 from hub_server import (
@@ -13,7 +12,6 @@ from hub_server import (
     REPOSITORY,
     WANTED,
     WEIGHTS,
-    FakeHub,
     contents,
     one_line,
     resolve_in_a_process,
@@ -24,20 +22,8 @@ from minisgl_fast.hub import resolve_model
 
 
 @pytest.fixture
-def hub():
-    server = FakeHub()
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def resolve(hub, tmp_path):
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MODELSCOPE_", "TQDM"))
-    }
-    environment |= {
+    settings = {
         "MODELSCOPE_ENDPOINT": hub.url,
         "MODELSCOPE_CACHE": str(tmp_path / "cache"),
         "MODELSCOPE_HOME": str(tmp_path / "home"),
@@ -47,11 +33,7 @@ def resolve(hub, tmp_path):
         "MODELSCOPE_DOWNLOAD_CHUNK_SIZE_MB": "1",
         "HOME": str(tmp_path),
     }
-
-    def run(model: str = REPOSITORY, revision: str = "") -> dict[str, Any]:
-        return resolve_in_a_process(model, "modelscope", environment, revision)
-
-    return run
+    return partial(resolve_in_a_process, "modelscope", settings)
 
 
 def test_a_fresh_download_holds_the_wanted_files_and_no_others(hub, resolve):
