@@ -1,64 +1,24 @@
 """The HTTP server on real sockets and uvloop."""
 
 import asyncio
-import gc
 import random
 import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import httpx2
 import pytest
-import uvloop
 from http_cases import CASES, Case
-from http_driver import HOST, SMALL_LIMITS, handle, read_answers
+from http_driver import GET, SMALL_LIMITS, handle, read_answers
+from http_site import Site, run, until
 
 from minisgl_fast.server.http import (
     Exchange,
-    HttpConnection,
     HttpLimits,
     HttpRequest,
     HttpServer,
 )
-from minisgl_fast.server.http_rules import ChunkedBody, _HeadFields
 
-GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
 QUICK = HttpLimits(sweep_interval_s=0.02)
-
-
-class Site:
-    """A server on a free port, inside the running loop."""
-
-    def __init__(self, server: HttpServer) -> None:
-        self.server = server
-
-    async def __aenter__(self) -> "Site":
-        loop = asyncio.get_running_loop()
-        self.server.start(loop)
-        self.listener = await loop.create_server(self.server.connection, "127.0.0.1", 0)
-        self.port = self.listener.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self.listener.close()
-        self.server.close()
-        await until(lambda: self.server.num_connections == 0)
-        assert self.server.num_exchanges == 0
-        assert self.server.num_buffered_body_bytes == 0
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    uvloop.run(asyncio.wait_for(main(), 60))
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, "it never came true"
-        await asyncio.sleep(0.005)
 
 
 class Keep:
@@ -346,76 +306,3 @@ def test_a_half_closed_client_gets_the_answers_that_are_ready():
             writer.close()
 
     run(main)
-
-
-def test_nothing_is_left_for_the_garbage_collector():
-    """Connections and exchanges make no cycles: their memory is free when they end."""
-
-    async def main() -> None:
-        async with Site(HttpServer(handle)) as site:
-            for raw in (
-                GET,
-                GET + b"junk\r\n\r\n",
-                b"POST / HTTP/1.1\r\nHost: a\r\n"
-                b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
-            ):
-                client = socket.create_connection(("127.0.0.1", site.port))
-                client.sendall(raw)
-                await until(lambda: site.server.num_connections == 1)
-                await asyncio.sleep(0.02)
-                client.close()
-                await until(lambda: site.server.num_connections == 0)
-            await asyncio.sleep(0.05)
-            assert [one for one in found() if all(one is not other for other in before)] == []
-
-    def found() -> list[object]:
-        mine = (Exchange, HttpRequest, HttpConnection, ChunkedBody, _HeadFields)
-        # Not isinstance: some lazy objects of torch warn when asked for their __class__.
-        return [one for one in gc.get_objects() if issubclass(type(one), mine)]
-
-    gc.collect()
-    before = found()  # of other tests, some of which leave an answer open
-    gc.disable()
-    try:
-        run(main)
-    finally:
-        gc.enable()
-
-
-def test_an_idle_connection_is_small():
-    """At most 8 kB each, transport included; measured as growth of this process."""
-    num_connections = 400
-
-    def resident() -> int:
-        with open("/proc/self/smaps_rollup") as smaps:
-            lines = dict(line.split(":", 1) for line in smaps if line.count(":") == 1)
-        return int(lines["Private_Dirty"].split()[0]) * 1024
-
-    async def main() -> None:
-        async with Site(HttpServer(handle)) as site:
-            clients = [await _used_connection(site) for _ in range(50)]  # arenas, caches
-            gc.collect()
-            before = resident()
-            clients += [await _used_connection(site) for _ in range(num_connections)]
-            gc.collect()
-            each = (resident() - before) / num_connections
-            assert site.server.num_connections == num_connections + 50
-            for client in clients:
-                client.close()
-            assert each < 8192
-
-    run(main)
-
-
-async def _used_connection(site: Site) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    client = socket.socket()
-    client.setblocking(False)
-    await loop.sock_connect(client, ("127.0.0.1", site.port))
-    body = b"x" * 5000
-    head = b"POST / HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 10 + b"Content-Length: 5000\r\n\r\n"
-    await loop.sock_sendall(client, head + body)
-    received = b""
-    while b'"names"' not in received:
-        received += await loop.sock_recv(client, 65536)
-    return client
