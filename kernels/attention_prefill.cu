@@ -32,11 +32,6 @@ __device__ __forceinline__ float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 }  // namespace
 
 // q [num_tokens, Hq, HEAD_DIM], out [num_tokens, Hq * HEAD_DIM]; kv: one layer's pages;

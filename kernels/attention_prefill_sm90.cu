@@ -16,7 +16,7 @@
 
    Few rows over many keys would leave most of the chip idle: the host then asks for num_splits > 1,
    and each tile is done in up to that many parts of its keys, as separate entries of the work list.
-   Parts go to `partials` in float32 and attention_prefill_combine joins them.
+   Parts go to `partials` and attention_prefill_combine joins them (prefill_store_sm90.cuh).
 
    O leaves through the tile's own part of the Q buffer.
 
@@ -25,10 +25,11 @@
    partials = tiles * num_splits * PARTIAL_FLOATS float32 if num_splits > 1.
    -D HEAD_DIM (64, 128). page_size: 16 .. 256, a power of two. */
 
-#include "common.cuh"             // defines: bf16, mbarrier_*, pack_bf16, exp2_fast, pdl_wait
-#include "hopper.cuh"             // defines: wgmma_*, matrix_descriptor, registers_*
-#include "prefill_feed_sm90.cuh"  // defines: layout, Work, RowOffsets, schedule, load_kv, load_q
-#include "prefill_tiles.cuh"      // defines: PrefillTile, PrefillTiles, divide_by_group
+#include "common.cuh"              // defines: bf16, mbarrier_*, pack_bf16, exp2_fast, pdl_wait
+#include "hopper.cuh"              // defines: wgmma_*, matrix_descriptor, registers_*
+#include "prefill_feed_sm90.cuh"   // defines: layout, Work, RowOffsets, schedule, load_kv, load_q
+#include "prefill_store_sm90.cuh"  // defines: store_partial, store_output, reciprocal
+#include "prefill_tiles.cuh"       // defines: PrefillTile, PrefillTiles, divide_by_group
 
 namespace {
 
@@ -123,23 +124,6 @@ __device__ __forceinline__ void rescale_output(
     for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= rescale[i / 2 & 1];
 }
 
-__device__ __forceinline__ float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float log2_fast(float x) {
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 struct Ring {
     int stage = 0, parity = 0;
 
@@ -150,62 +134,6 @@ struct Ring {
         }
     }
 };
-
-// One split's part: O divided by its sum, then log2 of the sum with the maximum in it, all float32.
-// A row that sees none of the split's keys gets zeros and -inf.
-__device__ __forceinline__ void store_partial(const float (&o)[HEAD_DIM / 2],
-    const float (&row_max)[2], const float (&row_sum)[2], float scale_log2, float* partial,
-    int row) {
-    const int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const float sum = quad_sum(row_sum[r]);
-        const float inverse_sum = sum == 0.0f ? 0.0f : reciprocal(sum);
-        float* to = partial + (row + g + 8 * r) * HEAD_DIM + 2 * t;
-#pragma unroll
-        for (int i = 0; i < HEAD_DIM / 8; i++) {
-            *reinterpret_cast<float2*>(to + 8 * i) =
-                make_float2(o[4 * i + 2 * r] * inverse_sum, o[4 * i + 2 * r + 1] * inverse_sum);
-        }
-        if (t == 0) {
-            partial[ROWS * HEAD_DIM + row + g + 8 * r] =
-                sum == 0.0f ? -INFINITY_F : row_max[r] * scale_log2 + log2_fast(sum);
-        }
-    }
-}
-
-// Normalises O and writes it through `rows`: this warp's 16 rows of Q, which no product reads now.
-__device__ __forceinline__ void store_output(const float (&o)[HEAD_DIM / 2],
-    const float (&row_sum)[2], char* rows, bf16* out, const PrefillTile& tile, int warp_row,
-    int num_kv_heads, int group, uint32_t inverse) {
-    const int lane = threadIdx.x & 31, g = lane / 4, t = lane & 3;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const float inverse_sum = reciprocal(quad_sum(row_sum[r]));
-        char* row = rows + (g + 8 * r) * 128 + 4 * t;
-#pragma unroll
-        for (int i = 0; i < HEAD_DIM / 8; i++) {
-            *reinterpret_cast<uint32_t*>(row + (i >> 3) * 8192 + (((i ^ g) & 7) << 4)) =
-                pack_bf16(o[4 * i + 2 * r] * inverse_sum, o[4 * i + 2 * r + 1] * inverse_sum);
-        }
-    }
-    __syncwarp();
-    constexpr int CHUNKS = HALVES * 8;
-    const int chunk = lane % CHUNKS;
-    const RowOffsets offsets(tile, num_kv_heads, group, inverse);
-    const int offset = offsets.of(warp_row + (lane & 15));
-    const int num_rows = tile.q_len * group;
-    bf16* to = out + offsets.first + chunk * 8;
-#pragma unroll
-    for (int i = 0; i < 16; i += 32 / CHUNKS) {
-        const int row = i + lane / CHUNKS;
-        const uint4 x = *reinterpret_cast<const uint4*>(
-            rows + (chunk >> 3) * 8192 + row * 128 + (((chunk ^ row) & 7) << 4));
-        const int at = __shfl_sync(~0u, offset, row);
-        if (warp_row + row < num_rows) *reinterpret_cast<uint4*>(to + at) = x;
-    }
-    __syncwarp();
-}
 
 __device__ __forceinline__ void compute(uint32_t base, char* shared, const int* mailbox, bf16* out,
     float* partials, int num_kv_heads, int group, int num_splits, float scale, int warpgroup) {

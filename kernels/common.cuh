@@ -89,6 +89,12 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
+// Over the four lanes that share the rows of an MMA's accumulators.
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
 __device__ __forceinline__ float warp_max(float x) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset >>= 1)

@@ -35,7 +35,7 @@ multiple of 64 and at least CLUSTER * 64; N a multiple of 8, of 16 if gated; N *
 Programmatic dependent launch is allowed.
 */
 #include "cluster.cuh"  // defines: cluster_*, peer_address, send_to_peer
-#include "common.cuh"   // defines: bf16 helpers, mma_bf16, cp_async_*, mbarrier_*, silu, pdl_*
+#include "common.cuh"   // defines: bf16, mma_bf16, quad_sum, cp_async_*, mbarrier_*, silu, pdl_*
 
 constexpr int STEP_K = 64;
 constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
@@ -73,11 +73,6 @@ __device__ __forceinline__ void wait_copies(int pending) {
         case 6: cp_async_wait<6>(); break;
         default: cp_async_wait<7>(); break;
     }
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 __device__ __forceinline__ float4 add4(float4 a, float4 b) {
