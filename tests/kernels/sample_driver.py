@@ -61,7 +61,9 @@ def draw_logits(rows: int, vocab: int, generator: torch.Generator) -> torch.Tens
     x = torch.randn(rows, vocab, generator=generator)
     x[0::7] *= 0.1
     peaks = torch.randint(0, vocab, (len(x[2::7]), 12), generator=generator)
-    x[2::7] = (x[2::7] * 2.5).scatter_add_(1, peaks, 12 + 3 * torch.randn(peaks.shape))
+    x[2::7] = (x[2::7] * 2.5).scatter_add_(
+        1, peaks, 12 + 3 * torch.randn(peaks.shape, generator=generator)
+    )
     x[3::7] *= 40
     x[4::7] = torch.randint(-4, 5, x[4::7].shape, generator=generator).float()
     x[5::7] *= 10_000
