@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ FLOAT_FIELDS = ("temperature", "top_p", "min_p", "presence", "frequency", "repet
 
 def int32(values: list[int]) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+def to_cuda(step: StepTensors) -> StepTensors:
+    """The same step on the GPU."""
+    values = {one.name: getattr(step, one.name) for one in fields(step)}
+    moved = {name: x.cuda() for name, x in values.items() if isinstance(x, torch.Tensor)}
+    return replace(step, **moved)
 
 
 def make_step(

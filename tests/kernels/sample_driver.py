@@ -20,15 +20,6 @@ def make_sampler(rows: int, vocab: int, clusters: tuple[int, ...] = (1, 2, 4, 8)
     return Sampler(rows, vocab, CUDA, clusters)
 
 
-def to_cuda(step: StepTensors) -> StepTensors:
-    tensors = {
-        field.name: getattr(step, field.name).cuda()
-        for field in dataclasses.fields(step)
-        if isinstance(getattr(step, field.name), torch.Tensor)
-    }
-    return dataclasses.replace(step, **tensors)
-
-
 SAMPLE_FIELDS = (
     "sample_slots",
     "sample_positions",

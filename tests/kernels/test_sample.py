@@ -19,9 +19,8 @@ from sample_driver import (
     make_sampler,
     make_states,
     part_of,
-    to_cuda,
 )
-from step_driver import FILTERS, make_step
+from step_driver import FILTERS, make_step, to_cuda
 
 from minisgl_fast.backend import sampling
 from minisgl_fast.backend.step import (

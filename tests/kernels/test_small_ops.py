@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from step_driver import make_step
+from step_driver import make_step, to_cuda
 
 from minisgl_fast.backend.reference import ReferenceBackend
-from minisgl_fast.backend.step import DeviceState, StepTensors
+from minisgl_fast.backend.step import DeviceState
 
 pytestmark = [
     pytest.mark.gpu,
@@ -143,15 +142,6 @@ def test_silu_mul(linears, rows, width):
     assert torch.equal(linears.silu_mul(gate_up), out)
 
 
-def on_cuda(step: StepTensors) -> StepTensors:
-    tensors = {
-        field.name: getattr(step, field.name).cuda()
-        for field in dataclasses.fields(step)
-        if isinstance(getattr(step, field.name), torch.Tensor)
-    }
-    return dataclasses.replace(step, **tensors)
-
-
 @pytest.mark.parametrize("hidden", HIDDEN_SIZES)
 @pytest.mark.parametrize("rows", [0, 1, 7, 256, 4096])
 def test_embed(backend, rows, hidden):
@@ -175,7 +165,7 @@ def test_apply_updates_reads_its_count_on_the_device(backend, num_updates):
     expected = state.page_table.cpu()
     cells = torch.randperm(300 * 40, generator=torch.Generator().manual_seed(1))[:900].tolist()
     updates = [(cell // 40, cell % 40, index) for index, cell in enumerate(cells)]
-    step = on_cuda(make_step(updates=updates))
+    step = to_cuda(make_step(updates=updates))
     step.header[5] = num_updates  # fewer than the buffers hold
     for slot, column, page in updates[:num_updates]:
         expected[slot, column] = page
