@@ -1,5 +1,7 @@
 /*
-attention_decode: attention of one new token a sequence over its pages, in one launch for any batch.
+attention_decode: attention of one new token a sequence over its pages, in one launch for any batch,
+from the product with W_qkv on: it also finishes the token's query, key and value and stores the latter
+two (decode_new.cuh).
 
 Memory-bound: every K and V byte is read once, and all else hides behind that stream.
 - Work split on the device, no host plan: the tiles of 64 tokens of all (sequence, kv head) pairs
@@ -17,20 +19,21 @@ Memory-bound: every K and V byte is read once, and all else hides behind that st
 
 Launch: grid of any size (partials has room for it; num_sms * blocks an SM is best), block THREADS,
 dynamic shared memory STAGES * STAGE_BYTES (backend/cuda_attention.py computes them), -D HEAD_DIM
-(64, 128), HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after a kernel
-that writes q and the keys and values of the new tokens: before its wait it reads context_lens,
-seq_slots, the page table and all tiles of a sequence but the last, written in earlier steps. With
-`beside_prefill` the kernel before is prefill attention of the same step, and the writer is the one
-before that: complete, as pdl_launch_dependents has it. So nothing waits until the end, and the
-blocks stream while those of the prefill compute.
-q [num_seqs, num_kv_heads * group, HEAD_DIM], out the same; sequence i is row i of q, context_lens
-and seq_slots; page_table [.., table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.
+(64, 128), HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after the kernel
+that writes qkv: before its wait it reads context_lens, seq_slots, the page table and the keys and
+values of earlier steps, so all tiles. With `beside_prefill` the kernel before is prefill attention of
+the same step, and qkv was written before that: complete, as pdl_launch_dependents has it. So nothing
+waits until the end, and the blocks stream while those of the prefill compute.
+qkv [num_seqs][num_kv_heads * (group + 2)][HEAD_DIM], out [num_seqs][num_kv_heads * group][HEAD_DIM];
+sequence i is row i of qkv, context_lens (the new token included) and seq_slots; page_table [..,
+table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.
 partials: float [2 * grid, 8 * HEAD_TILES, HEAD_DIM + 2]; counters: int32 [num_seqs * num_kv_heads],
 zero before the first launch, left zero by each.
 */
 #include "common.cuh"        // defines: bf16, mbarriers, bulk_copy, cp_async, kv_block_offset
 #include "decode_plan.cuh"   // defines: TILE, Stretches, Walk, plan
 #include "decode_tile.cuh"   // defines: sizes, Shared, Accumulator, load_query, attend
+#include "decode_new.cuh"    // defines: NewTokens, NewKeyValue, row_scale, finish_query
 #include "decode_merge.cuh"  // defines: Partials, finish_heads, merge_few, merge_heads
 
 // ---------------------------------------------------------------------------------------------
@@ -38,7 +41,7 @@ zero before the first launch, left zero by each.
 // as it lies in memory: [K|V][half][rows][128 bytes] with rows = min(page size, TILE).
 
 struct Pages {
-    const uint8_t* kv;
+    uint8_t* kv;
     const int* page_table;
     int num_kv_heads, table_stride, page_shift;
 
@@ -47,16 +50,15 @@ struct Pages {
     __device__ const int* row_of(int slot) const {
         return page_table + (int64_t)slot * table_stride;
     }
-    __device__ const uint8_t* block(int page, int head) const {
+    __device__ uint8_t* block(int page, int head) const {
         return kv + kv_block_offset(page, head, 0, num_kv_heads, page_size(), HEAD_DIM);
     }
 };
 
 #if HAS_BULK_COPY
-// The producer warp: every tile of the stretch into the ring, as the consumers empty it. Only the
-// last tile of a sequence holds a token that the kernel before has written: only that one waits.
-__device__ void produce(
-    Walk walk, const Pages& pages, uint32_t stages, Shared& shared, bool has_waited) {
+// The producer warp: every tile of the stretch into the ring, as the consumers empty it. The new
+// tokens are not there yet, all else is of earlier steps: so nothing waits.
+__device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& shared) {
     int lane = threadIdx.x % 32;
     int rows = pages.rows();
     int pages_per_tile = TILE / rows;
@@ -83,10 +85,6 @@ __device__ void produce(
             int tokens = min(TILE, (walk.length - tile * TILE + 15) & ~15);
             uint32_t barrier = shared_address(&shared.full[stage]);
             mbarrier_wait(shared_address(&shared.empty[stage]), parity);
-            if (!has_waited && tile == walk.tiles - 1) {
-                pdl_wait();
-                has_waited = true;
-            }
             if (lane == 0) mbarrier_arrive_expect(barrier, tokens * TOKEN_BYTES);
             __syncwarp();
             int count = min(rows, tokens - sub * rows);
@@ -156,11 +154,13 @@ struct WarpLoads {
 // ---------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
-    const bf16* __restrict__ q, const uint8_t* __restrict__ kv, bf16* __restrict__ out,
+    const bf16* __restrict__ qkv, uint8_t* kv, bf16* __restrict__ out,
     const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
     const int* __restrict__ page_table, float* partials_base, unsigned int* counters,
-    int num_seqs, int num_kv_heads, int group, int table_stride, int page_shift, float scale,
-    int beside_prefill) {
+    const bf16* __restrict__ q_norm, const bf16* __restrict__ k_norm,
+    const float* __restrict__ rope_table, const bf16* __restrict__ norm_rows,
+    const bf16* __restrict__ bias, int num_seqs, int num_kv_heads, int group, int table_stride,
+    int page_shift, int hidden, float scale, float eps, float rows_eps, int beside_prefill) {
     extern __shared__ __align__(1024) uint8_t stages_memory[];
     __shared__ Shared shared;
     uint32_t stages = shared_address(stages_memory);
@@ -183,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
 #if HAS_BULK_COPY
     if (warp == WARPS) {
-        produce(walk, pages, stages, shared, beside_prefill);
+        produce(walk, pages, stages, shared);
         return;
     }
 #endif
@@ -213,19 +213,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #endif
     const Partials partials = {partials_base};
     int stage = 0, parity = 0, turn = 0;
+    const NewTokens tokens = {
+        qkv, q_norm, k_norm, rope_table, norm_rows, bias, num_q_heads, num_kv_heads, hidden, eps,
+        rows_eps};
+    auto raw_query = [&]() { return tokens.row(walk.seq) + walk.head * group * HEAD_DIM; };
     uint32_t query[HEAD_TILES][K_STEPS][2];
     bool more = walk.next();
-    int64_t q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
-    if (more && PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
+    if (more && PREFETCH_QUERY) load_query(query, raw_query(), group);
+    int scaled_seq = -1;
+    float scale_of_row = 1.0f;
     while (more) {
-        if (!PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
+        if (!PREFETCH_QUERY) load_query(query, raw_query(), group);
         // Before the first tile is there: the divisions cost nothing here.
         int line_start = walk.line_start();
         int first = stretches.owner(line_start);
         int num_splits = stretches.owner(line_start + walk.tiles - 1) - first + 1;
         int slot = Partials::slot_of(first, blockIdx.x - first);
-        bf16* to = out + q_row * HEAD_DIM;
+        bf16* to = out + ((int64_t)walk.seq * num_q_heads + walk.head * group) * HEAD_DIM;
         unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
+        int position = walk.length - 1;
+        if (norm_rows && scaled_seq != walk.seq) {
+            scaled_seq = walk.seq;
+            scale_of_row = row_scale(tokens, walk.seq, shared);
+        }
+        finish_query(query, tokens, walk.head * group, group, position, scale_of_row);
+        bool has_new = walk.last_tile == walk.tiles && position % TILE / 16 == warp;
+        NewKeyValue fresh;
+        if (has_new) {
+            fresh.make(tokens, walk.seq, walk.head, position, scale_of_row);
+            int page = pages.row_of(walk.slot)[position >> page_shift];
+            fresh.store(
+                pages.block(page, walk.head), position & (pages.page_size() - 1),
+                pages.page_size());
+        }
         Accumulator acc;
         acc.clear();
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
@@ -239,6 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             cp_async_wait<STAGES - 1>();
             __syncwarp();
 #endif
+            if (has_new && tile == walk.tiles - 1) fresh.patch(k, v, half_bytes, position % 16);
             if (valid >= 16)
                 attend<false>(acc, query, k, v, half_bytes, valid, scale);
             else if (valid > 0)
@@ -252,8 +273,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 
         // The next segment's query travels while this one is finished.
         more = walk.next();
-        q_row = (int64_t)walk.seq * num_q_heads + walk.head * group;
-        if (more && PREFETCH_QUERY) load_query(query, q + q_row * HEAD_DIM, group);
+        if (more && PREFETCH_QUERY) load_query(query, raw_query(), group);
 
 #pragma unroll
         for (int n = 0; n < HEAD_TILES; n++)

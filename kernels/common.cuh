@@ -125,6 +125,13 @@ __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float scale) {
     return pack_bf16(bf16_low(pair) * scale, bf16_high(pair) * scale);
 }
 
+constexpr uint32_t MINUS_ZEROS = 0x80008000u;  // a pair whose addition changes no bit
+
+__device__ __forceinline__ uint32_t scale_and_add(uint32_t pair, float scale, uint32_t added) {
+    return pack_bf16(
+        bf16_low(pair) * scale + bf16_low(added), bf16_high(pair) * scale + bf16_high(added));
+}
+
 // ---------------------------------------------------------------------------------------------
 // The KV page: kv[page][kv_head][K|V][half][row in page][128 bytes]
 //

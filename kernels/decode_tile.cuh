@@ -36,6 +36,7 @@ struct Shared {
     };
     float max[2][WARPS][HEADS], sum[WARPS][HEADS];  // max: alternately, so one barrier less is due
     float merged_max[WARPS];
+    float squares[WARPS];
     uint64_t full[STAGES], empty[STAGES];
     int is_last;
 };

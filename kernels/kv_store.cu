@@ -20,13 +20,12 @@ more of them to spread few tokens over the device (heads = num_heads + 2 num_kv_
 no shared memory. -D HEAD_DIM (64 or 128), QK_NORM (0 or 1). May be launched with PDL: reads
 positions, slots and the table before its wait.
 */
-#include "common.cuh"  // defines: bf16 helpers, inverse_rms, kv_block_offset, kv_chunk_offset, pdl_*
+#include "common.cuh"  // defines: bf16 helpers, inverse_rms, scale_and_add, kv_*_offset, pdl_*
 
 constexpr int THREADS = 128;
 constexpr int LANES = HEAD_DIM / 8;  // lanes a head
 constexpr int HEADS_PER_PASS = THREADS / LANES;
 constexpr int ITERATIONS = 4;
-constexpr uint32_t MINUS_ZEROS = 0x80008000u;  // a pair whose addition changes no bit
 
 // weight * round(x / rms(x)), rounded; the head's lanes are LANES neighbours of one warp.
 __device__ __forceinline__ void rms_norm_head(uint32_t (&x)[4], uint4 weight, float eps) {
@@ -42,11 +41,6 @@ __device__ __forceinline__ void rms_norm_head(uint32_t (&x)[4], uint4 weight, fl
 #pragma unroll
     for (int i = 0; i < 4; i++)
         x[i] = mul_bf16x2(w[i], pack_bf16(bf16_low(x[i]) * scale, bf16_high(x[i]) * scale));
-}
-
-__device__ __forceinline__ uint32_t scale_and_add(uint32_t pair, float scale, uint32_t bias) {
-    return pack_bf16(
-        bf16_low(pair) * scale + bf16_low(bias), bf16_high(pair) * scale + bf16_high(bias));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) kv_store(

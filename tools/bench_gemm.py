@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from minisgl_fast.backend.cuda_attention import DecodeAttention, NewTokens
 from minisgl_fast.backend.cuda_gemm import Plan, SmallGemm
 from minisgl_fast.backend.cuda_linear import Linears
 from minisgl_fast.backend.interface import Matrix
@@ -87,8 +88,6 @@ class Step:
     """What a decode step launches, with real attention between the products; for one model."""
 
     def __init__(self, model: str, rows: int, context: int) -> None:
-        from minisgl_fast.backend.cuda_attention import DecodeAttention
-        from minisgl_fast.backend.cuda_kv import KvStore
         from minisgl_fast.backend.kv_layout import layer_shape
 
         self.rows = rows
@@ -102,12 +101,10 @@ class Step:
         self.table = torch.randperm(pages, device="cuda").int().view(rows, -1)
         self.slots = torch.arange(rows, dtype=torch.int32, device="cuda")
         self.lengths = torch.full_like(self.slots, context)
-        self.kv_slots = self.table[:, -1] * 64 + 63
         self.rope = torch.ones(context, 128, device="cuda")
         self.scale = torch.ones(self.shapes[0][1], dtype=torch.bfloat16, device="cuda")
         self.head_scale = self.scale[:128]
         self.attention = DecodeAttention(self.num_heads, 8, 128, 64, rows)
-        self.store = KvStore(self.num_heads, 8, 128, 64, qk_norm=True)
         self.norm_kernel = get_kernel("rms_norm", "add_rms_norm")
         self.silu_kernel = get_kernel("silu_mul", "silu_mul")
 
@@ -119,13 +116,12 @@ class Step:
         rows: torch.Tensor | None = None,
         eps: float = 0.0,
     ) -> torch.Tensor:
-        q = torch.empty(self.rows, self.num_heads * 128, dtype=qkv.dtype, device="cuda")
+        out = torch.empty(self.rows, self.num_heads * 128, dtype=qkv.dtype, device="cuda")
         if not real:
-            return qkv.view(-1)[: q.numel()].view_as(q)
-        out = torch.empty_like(q)
-        norm = (self.head_scale, self.head_scale, 1e-6)
-        self.store(qkv, *norm, *self.place, q, kv, self.rows, True, rows, eps)
-        self.attention(q, kv, out, self.lengths, self.slots, self.table, self.rows, 0.088, pdl=True)
+            return qkv.view(-1)[: out.numel()].view_as(out)
+        new = NewTokens(qkv, self.head_scale, self.head_scale, 1e-6, self.rope, rows, eps)
+        batch = (self.lengths, self.slots, self.table, self.rows, 0.088)
+        self.attention(new, kv, out, *batch, pdl=True)
         return out
 
     def add_norm(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -184,7 +180,6 @@ class Step:
 
     def prepare(self) -> None:
         self.start = random(self.rows, self.shapes[0][1])
-        self.place = (self.rope, self.lengths - 1, self.kv_slots.contiguous())
 
 
 def candidates(gemm: SmallGemm, rows: int, n: int, k: int) -> list[Plan]:

@@ -85,16 +85,15 @@ HEAD_DIM = 128
 def bench_decode(bandwidth: float) -> None:
     """One layer of decode attention: 8 kv heads of 128, pages of 64 at random places.
 
-    ``pdl`` overlaps each launch's start with the end of the one before; ``pair`` is what a layer
-    pays for both QK-norm + RoPE + KV write and attention, launched so.
+    QK-norm, RoPE and KV write of the new tokens are part of it. ``pdl`` overlaps each launch's
+    start with the end of the one before.
     """
-    from minisgl_fast.backend.cuda_attention import DecodeAttention
-    from minisgl_fast.backend.cuda_kv import KvStore
+    from minisgl_fast.backend.cuda_attention import DecodeAttention, NewTokens
     from minisgl_fast.backend.kv_layout import layer_shape
 
-    widths = (5, 6, 6, 8, 8, 8, 8, 8, 9, 8, 10)
+    widths = (5, 6, 6, 8, 8, 8, 8, 9, 8, 10)
     print(f"decode attention, us; read bandwidth {bandwidth / 1e12:.2f} TB/s")
-    head = ("bs", "ctx", "heads", "floor", "ours", "pdl", "pair", "TB/s", "of floor", "sdpa")
+    head = ("bs", "ctx", "heads", "floor", "ours", "pdl", "TB/s", "of floor", "sdpa")
     row(*head, "flashinfer", widths=widths)
     skewed = [32768] + [128] * 255
     cases = [([context] * bs, heads) for bs, context, heads in DECODE_CASES] + [(skewed, 16)]
@@ -111,9 +110,6 @@ def bench_decode(bandwidth: float) -> None:
         for i, pages in enumerate(torch.split(order, per_seq)):
             table[i, : len(pages)] = pages
         context_lens = torch.tensor(lengths, dtype=torch.int32)
-        positions = context_lens - 1
-        last_pages = table.gather(1, (positions // PAGE_SIZE).long()[:, None])[:, 0]
-        kv_slots = (last_pages * PAGE_SIZE + positions % PAGE_SIZE).int().cuda()
         slots = torch.arange(bs, dtype=torch.int32, device="cuda")
         q = torch.randn(bs, num_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         qkv = torch.randn(bs, (num_heads + 2 * NUM_KV_HEADS) * HEAD_DIM, device="cuda").bfloat16()
@@ -123,23 +119,19 @@ def bench_decode(bandwidth: float) -> None:
 
         attention = DecodeAttention(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, bs)
         batch = (context_lens.cuda(), slots, table.cuda(), bs, HEAD_DIM**-0.5)
-        plain = time_us([partial(attention, q, layer, out, *batch) for layer in layers])
-        overlapping = [partial(attention, q, layer, out, *batch, True) for layer in layers]
-        overlapped = time_us(overlapping)
-        store = KvStore(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, qk_norm=True)
-        norm = (weight, weight, 1e-6, rope, positions.cuda(), kv_slots)
-        pairs: list[Callable[[], Any]] = []
-        for layer, attend in zip(layers, overlapping, strict=True):
-            pairs += [partial(store, qkv, *norm, q, layer, bs, True), attend]
-        pair = 2 * time_us(pairs)
-        del layers, overlapping, pairs, layer, attend
+        new = NewTokens(qkv, weight, weight, 1e-6, rope)
+        plain = time_us([partial(attention, new, layer, out, *batch) for layer in layers])
+        overlapped = time_us(
+            [partial(attention, new, layer, out, *batch, True) for layer in layers]
+        )
+        del layers
 
         uniform = len(set(lengths)) == 1
         sdpa = _sdpa_us(q, lengths[0], rotations) if uniform else "-"
         flashinfer = _flashinfer_us(q, lengths, order.cuda(), rotations)
         floor = num_bytes / bandwidth * 1e6
         name = lengths[0] if uniform else "skew"
-        figures = (floor, plain, overlapped, pair, f"{num_bytes / plain / 1e6:.2f}")
+        figures = (floor, plain, overlapped, f"{num_bytes / plain / 1e6:.2f}")
         compared = (f"{floor / plain:.0%}", sdpa, flashinfer)
         row(bs, name, num_heads, *figures, *compared, widths=widths)
         torch.cuda.empty_cache()

@@ -8,11 +8,12 @@ part in programmatic dependent launch: each begins while the one before it still
 from __future__ import annotations
 
 from array import array
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minisgl_fast.backend.cuda_attention import DecodeAttention
+from minisgl_fast.backend.cuda_attention import DecodeAttention, NewTokens
 from minisgl_fast.backend.cuda_kv import KvStore
 from minisgl_fast.backend.cuda_linear import Linears, make_matrix, row_block
 from minisgl_fast.backend.cuda_prefill import PrefillAttention
@@ -37,6 +38,13 @@ class CudaKVCache:
 
     def layer(self, index: int) -> Tensor:
         return self._layers[index]
+
+
+class Queries(NamedTuple):
+    """What ``qkv`` leaves to ``attention``: ``q`` [N, H, D] has the tokens of prompts alone."""
+
+    new: NewTokens
+    q: Tensor
 
 
 class CudaBackend:
@@ -152,36 +160,40 @@ class CudaBackend:
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-    ) -> Tensor:
-        qkv, rows, rows_eps = self._linears.unscaled(x, matrix)
+    ) -> Queries:
+        value, rows, rows_eps = self._linears.unscaled(x, matrix)
+        bias = None if rows is None else matrix.bias
+        new = NewTokens(value, q_norm, k_norm, eps, rope_table, rows, rows_eps, bias)
         q = torch.empty(len(x), num_heads, head_dim, dtype=x.dtype, device=self.device)
-        self._kv_store(
-            qkv,
-            q_norm,
-            k_norm,
-            eps,
-            rope_table,
-            step.positions,
-            step.kv_slots,
-            q,
-            kv_layer,
-            len(x),
-            pdl=True,
-            rows=rows,
-            rows_eps=rows_eps,
-            bias=matrix.bias if rows is not None else None,
-        )
-        return q
+        first = step.num_decode  # decode attention finishes what comes before
+        if first < len(x):
+            self._kv_store(
+                value[first:],
+                q_norm,
+                k_norm,
+                eps,
+                rope_table,
+                step.positions[first:],
+                step.kv_slots[first:],
+                q[first:],
+                kv_layer,
+                len(x) - first,
+                pdl=True,
+                rows=None if rows is None else rows[first:],
+                rows_eps=rows_eps,
+                bias=bias,
+            )
+        return Queries(new, q)
 
     def attention(
-        self, q: Tensor, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
+        self, q: Queries, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
     ) -> Tensor:
-        num_tokens, num_heads, head_dim = q.shape
-        out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.dtype, device=self.device)
+        num_tokens, num_heads, head_dim = q.q.shape
+        out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.q.dtype, device=self.device)
         num_prefills = step.num_seqs - step.num_decode
         # First, so that it takes the places it needs, and decode streams beside it and after it.
         self._prefill.launch(
-            q,
+            q.q,
             kv_layer,
             out,
             step.q_start,
@@ -195,7 +207,7 @@ class CudaBackend:
             scale=scale,
         )
         self._decode(
-            q,
+            q.new,
             kv_layer,
             out,
             step.context_lens,

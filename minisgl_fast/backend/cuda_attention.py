@@ -7,6 +7,7 @@ arguments are fixed addresses, so it may be captured in a CUDA graph for any bat
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,29 @@ HEADS = 8  # query heads in one tile of the kernel
 TILE = 64  # tokens
 MAX_GROUP = 16
 LOG2E = math.log2(math.e)
+
+
+class NewTokens(NamedTuple):
+    """The product of a layer with W_qkv, and what makes queries, keys and values of it.
+
+    ``qkv`` [num_tokens, (num_heads + 2 num_kv_heads) * head_dim] bf16; ``q_norm`` and ``k_norm``
+    [head_dim] if the model has them; ``rope_table`` float32 [max_position, head_dim], cos then sin.
+    With ``rows`` [num_tokens, hidden] qkv is still to be scaled by their 1 / rms, and ``bias`` (of
+    a row of qkv) to be added.
+    """
+
+    qkv: torch.Tensor
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    eps: float
+    rope_table: torch.Tensor
+    rows: torch.Tensor | None = None
+    rows_eps: float = 0.0
+    bias: torch.Tensor | None = None
+
+
+def _pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 class DecodeAttention:
@@ -58,7 +82,7 @@ class DecodeAttention:
 
     def __call__(
         self,
-        q: torch.Tensor,
+        new: NewTokens,
         kv_layer: torch.Tensor,
         out: torch.Tensor,
         context_lens: torch.Tensor,
@@ -69,12 +93,13 @@ class DecodeAttention:
         pdl: bool = False,
         beside_prefill: bool = False,
     ) -> None:
-        """Write rows 0 .. num_seqs - 1 of ``out`` [.., num_heads * head_dim] from those of ``q``.
+        """Write rows 0 .. num_seqs - 1 of ``out`` [.., num_heads * head_dim] from those of ``new``,
+        whose keys and values go to ``kv_layer``.
 
         ``kv_layer`` as in kv_layout.py; ``context_lens`` (this step's tokens included) and
         ``seq_slots`` int32 [num_seqs]; ``page_table`` int32 [slots, columns]. All contiguous.
         Length 0 gives a row of zeros. ``beside_prefill``: the launch before this one is that of
-        PrefillAttention, behind the one that wrote q and the new keys; the two then overlap.
+        PrefillAttention, behind the one that wrote ``new``; the two then overlap.
         """
         if num_seqs == 0:
             return
@@ -82,7 +107,7 @@ class DecodeAttention:
             self._grid,
             self._block,
             (
-                q.data_ptr(),
+                new.qkv.data_ptr(),
                 kv_layer.data_ptr(),
                 out.data_ptr(),
                 context_lens.data_ptr(),
@@ -90,12 +115,20 @@ class DecodeAttention:
                 page_table.data_ptr(),
                 self._partials.data_ptr(),
                 self._counters.data_ptr(),
+                _pointer(new.q_norm),
+                _pointer(new.k_norm),
+                new.rope_table.data_ptr(),
+                _pointer(new.rows),
+                _pointer(new.bias),
                 num_seqs,
                 self._num_kv_heads,
                 self._group,
                 page_table.stride(0),
                 self._page_shift,
+                0 if new.rows is None else new.rows.shape[1],
                 scale * LOG2E,
+                new.eps,
+                new.rows_eps,
                 int(beside_prefill),
             ),
             self._shared_bytes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -129,15 +129,16 @@ class Backend(Protocol):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-    ) -> Tensor:
-        """The heads of the product [N, (H + 2K) * D]: norm, rotate, store K and V, return q.
+    ) -> Any:
+        """The heads of the product [N, (H + 2K) * D]: norm, rotate, store K and V; the queries, as
+        ``attention`` takes them.
 
-        q is [N, H, D]. K and V go to ``step.kv_slots`` (-1: nowhere); what is stored is finite
-        whatever the input, so that no request can spoil another's pages.
+        K and V go to ``step.kv_slots`` (-1: nowhere); what is stored is finite whatever the input,
+        so that no request can spoil another's pages. ``attention`` may do a part of this.
         """
 
     def attention(
-        self, q: Tensor, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
+        self, q: Any, kv_layer: Tensor, step: StepTensors, state: DeviceState, scale: float
     ) -> Tensor:
         """[N, H * D]: token row t of a sequence attends to its positions 0..positions[t]."""
 

@@ -1,4 +1,9 @@
-"""Decode attention on the GPU against float32 in torch, on random pages poisoned with NaN."""
+"""Decode attention on the GPU against float32 in torch, on random pages poisoned with NaN.
+
+The new tokens' keys and values are not in the pages before: the kernel has to put them there. Most
+tests take them as they are (no norm, an angle of 0); what is made of them must be what kv_store
+makes.
+"""
 
 import dataclasses
 import math
@@ -6,7 +11,7 @@ import math
 import pytest
 import torch
 
-from minisgl_fast.backend.kv_layout import layer_shape, swizzle
+from minisgl_fast.backend.kv_layout import deswizzle, layer_shape, swizzle
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,10 +34,10 @@ SHAPES = {
 
 
 class Case:
-    """A batch with its pages; every byte of the cache that no sequence owns is NaN."""
+    """A batch with its pages; every byte of the cache that no sequence has written is NaN."""
 
     def __init__(self, shape: tuple[int, int, int], page_size: int, lengths: list[int], seed=0):
-        from minisgl_fast.backend.cuda_attention import DecodeAttention
+        from minisgl_fast.backend.cuda_attention import DecodeAttention, NewTokens
 
         self.num_heads, self.num_kv_heads, self.head_dim = shape
         self.lengths = lengths
@@ -59,10 +64,26 @@ class Case:
         self.k, self.v = torch.randn(kv_shape, **draw), torch.randn(kv_shape, **draw)
         self.k[~rows.cuda()] = math.nan
         self.v[~rows.cuda()] = math.nan
-        self.kv = swizzle(self.k, self.v)
+        self.qkv = torch.randn(
+            num_seqs, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, **draw
+        )
+        rows = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        heads = self.qkv.view(num_seqs, -1, self.head_dim)
+        self.q, self.new_k, self.new_v = heads.split(rows, dim=1)
+        before_k, before_v = self.k.clone(), self.v.clone()
+        for i, length in enumerate(lengths):
+            if length:
+                page = order[starts[i] + (length - 1) // page_size].long()
+                row = (length - 1) % page_size
+                self.k[page, row], self.v[page, row] = self.new_k[i], self.new_v[i]
+                before_k[page, row] = before_v[page, row] = math.nan
+        self.kv = swizzle(before_k, before_v)
+        self.kv_after = swizzle(self.k, self.v)
         expected = layer_shape(num_pages, self.num_kv_heads, page_size, self.head_dim)
         assert self.kv.shape == expected
-        self.q = torch.randn(num_seqs, self.num_heads, self.head_dim, **draw)
+        half = self.head_dim // 2
+        no_turn = torch.cat((torch.ones(half), torch.zeros(half))).expand(max([*lengths, 1]), -1)
+        self.new = NewTokens(self.qkv, None, None, 0.0, no_turn.contiguous().cuda())
         self.order, self.starts, self.counts = order.long(), starts, counts
         self.table, self.slots = table.cuda(), slots
         self.context_lens = torch.tensor(lengths, dtype=torch.int32, device="cuda")
@@ -78,7 +99,7 @@ class Case:
 
     def run_into(self, out: torch.Tensor, pdl: bool = False) -> None:
         self.attention(
-            self.q,
+            self.new,
             self.kv,
             out,
             self.context_lens,
@@ -98,6 +119,7 @@ class Case:
             pages = self.order[self.starts[i] : self.starts[i] + self.counts[i]]
             k = self.k[pages].flatten(0, 1)[:length].float().transpose(0, 1)
             v = self.v[pages].flatten(0, 1)[:length].float().transpose(0, 1)
+            k[:, -1], v[:, -1] = self.new_k[i].float(), self.new_v[i].float()
             q = self.q[i].view(self.num_kv_heads, group, self.head_dim).float() * self.scale
             out[i] = ((q @ k.transpose(1, 2)).softmax(-1) @ v).view(self.num_heads, -1)
         return out.flatten(1)
@@ -105,6 +127,7 @@ class Case:
     def check(self, pdl: bool = False) -> None:
         out, expected = self.run(pdl), self.reference()
         assert not out.isnan().any()
+        assert torch.equal(self.kv.view(torch.int16), self.kv_after.view(torch.int16))
         assert (out.float() - expected).norm() < 1e-2 * expected.norm()
         for i, length in enumerate(self.lengths):
             error = (out[i].float() - expected[i]).norm() / max(expected[i].norm().item(), 1e-9)
@@ -225,6 +248,54 @@ def test_path_of_older_chips(shape, page_size, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cuda_attention, "get_kernel", without_bulk_copies)
     monkeypatch.setattr(cuda_attention, "_configuration", lambda major, minor: (128, 3, 2))
     Case(SHAPES[shape], page_size, [*boundaries(page_size), 20000], seed=8).check()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("hidden", [None, 576, 5120])
+def test_new_tokens_are_made_as_kv_store_makes_them(shape, has_norm, hidden):
+    from minisgl_fast.backend.cuda_kv import KvStore
+
+    num_heads, num_kv_heads, head_dim = shape
+    lengths = [1, 16, 17, 64, 65, 128, 700, 1500, 2049]
+    case = Case(shape, 64, lengths, seed=9)
+    draw = {"generator": torch.Generator("cuda").manual_seed(9), "device": "cuda"}
+    norms = [(torch.rand(head_dim, **draw) + 0.5).bfloat16() if has_norm else None] * 2
+    angles = torch.rand(max(lengths), head_dim // 2, **draw) * 6.3
+    table = torch.cat((angles.cos(), angles.sin()), -1)
+    rows = bias = None
+    if hidden:
+        rows = torch.randn(len(lengths), hidden, **draw).bfloat16() * 20
+        bias = torch.randn(case.qkv.shape[1], **draw).bfloat16() if hidden == 576 else None
+        case.qkv *= 20
+    options = {"rows": rows, "rows_eps": 1e-5, "bias": bias}
+    store = KvStore(*shape, 64, qk_norm=has_norm)
+    positions = case.context_lens - 1
+    pages = case.table[case.slots.long(), (positions // 64).long()]
+    kv = case.kv.clone()
+    q = torch.empty_like(case.q.contiguous())
+    place = (table, positions, pages * 64 + positions % 64, q, kv, len(lengths))
+    store(case.qkv, *norms, 1e-6, *place, **options)
+    made = case.kv.clone()
+    case.kv = made
+    case.new = case.new._replace(
+        q_norm=norms[0], k_norm=norms[1], eps=1e-6, rope_table=table, **options
+    )
+    got = case.run()
+    written = ~kv.isnan()
+    assert torch.equal(written, ~made.isnan())
+    assert (made[written] == kv[written]).float().mean() > 0.995  # the order of a sum of squares
+    assert (made[written].float() - kv[written].float()).norm() < 1e-3 * kv[written].float().norm()
+
+    # The same from what kv_store made, taken as it is.
+    plain = Case(shape, 64, lengths, seed=9)
+    plain.kv = kv
+    plain.q.copy_(q)
+    for i, page in enumerate(pages.tolist()):
+        k_pages, v_pages = (x[page, int(positions[i]) % 64] for x in deswizzle(kv))
+        plain.new_k[i], plain.new_v[i] = k_pages, v_pages
+    expected = plain.run()
+    assert (got.float() - expected.float()).norm() < 5e-3 * expected.float().norm()
 
 
 def test_shapes_without_a_kernel_are_refused():

@@ -1,7 +1,7 @@
 """Decode attention beside prefill attention: the same bits as one after the other.
 
-The two overlap: decode is let start when the blocks of prefill attention have seen that q and the
-new keys are written. So q is written anew right before them, over NaN, and what both leave is read
+The two overlap: decode is let start when the blocks of prefill attention have seen that what both
+take is written. So that is written anew right before them, over NaN, and what both leave is read
 right after them, once by a kernel that is not launched early and once by one that is.
 """
 
@@ -14,7 +14,7 @@ import torch
 from test_attention_prefill import PATHS, Case, make_case
 from torch import Tensor
 
-from minisgl_fast.backend.cuda_attention import DecodeAttention
+from minisgl_fast.backend.cuda_attention import DecodeAttention, NewTokens
 from minisgl_fast.backend.cuda_linear import Linears
 
 pytestmark = [
@@ -27,9 +27,18 @@ EPS = 1e-6
 Shape = tuple[int, int, int]
 
 
-def decode(case: Case, attention: DecodeAttention, out: Tensor, *, beside: bool) -> None:
+def raw_rows(case: Case, q: Tensor) -> Tensor:
+    """The decodes' queries, and their last keys and values, which the pages have already."""
+    last = [[kept[i][-1] for i in range(case.num_decode)] for kept in (case.keys, case.values)]
+    keys, values = (torch.stack(rows).bfloat16() for rows in last)
+    return torch.cat((q[: case.num_decode], keys, values), dim=1).flatten(1)
+
+
+def decode(
+    case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor, *, beside: bool
+) -> None:
     attention(
-        case.q,
+        new,
         case.kv,
         out,
         case.context_lens,
@@ -60,24 +69,32 @@ def test_both_at_once_leave_the_bits_of_each_alone(
     case = make_case(wgmma, shape, lengths, num_decode=len(decodes), seed=11)
     num_heads, num_kv_heads, head_dim = shape
     attention = DecodeAttention(num_heads, num_kv_heads, head_dim, 64, len(lengths))
+    half = head_dim // 2
+    no_turn = torch.cat((torch.ones(half), torch.zeros(half))).expand(max(decodes), -1)
+    rows = raw_rows(case, case.q)
+    new = NewTokens(rows, None, None, 0.0, no_turn.contiguous().cuda())
     queries = [case.q.roll(turn, 1).mul(1 + turn / 64) for turn in range(3)]
     expected = []
     for query in queries:
         out = dataclasses.replace(case, q=query).run()
-        decode(dataclasses.replace(case, q=query), attention, out, beside=False)
+        alone = new._replace(qkv=raw_rows(case, query))
+        decode(case, alone, attention, out, beside=False)
         torch.cuda.synchronize()
         assert not out.isnan().any()
         expected.append(out)
 
+    raw = [raw_rows(case, query) for query in queries]
     linears = Linears(case.q.device, 8, 1024)
     ones = torch.ones(num_heads * head_dim, dtype=torch.bfloat16, device="cuda")
     seen = []
     for turn in range(ROUNDS):
         case.q.fill_(math.nan)
+        rows.fill_(math.nan)
         out = torch.full_like(expected[0], math.nan)
+        rows.copy_(raw[turn % 3])
         case.q.copy_(queries[turn % 3])
         case.launch(out)
-        decode(case, attention, out, beside=True)
+        decode(case, new, attention, out, beside=True)
         normed = linears.rms_norm(out, ones, EPS) if turn % 2 else None
         seen.append((out.clone(), normed))
     torch.cuda.synchronize()

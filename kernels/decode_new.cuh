@@ -1,0 +1,198 @@
+/*
+The new tokens of attention_decode: query, key and value as the product with W_qkv leaves them.
+
+qkv has a row [num_q_heads + 2 num_kv_heads][HEAD_DIM] a sequence. What kv_store.cu does for the tokens
+of prompts is done here, with the same roundings: the row scaled by 1 / rms of its row before the norm
+and the bias added, RMSNorm a head, RoPE; the key and value go into their page.
+
+- A lane has of a query head what the mma takes as B: dims 16k + 2t, + 1 and 16k + 8 + 2t, + 1. So the
+  dims i and i + HEAD_DIM / 2, which rotate together, are in one lane, and the four lanes of a head
+  join their sums of squares.
+- The warp whose tokens of the last tile end with the new one has its key and value: a lane dims 2l,
+  2l + 1 and those HEAD_DIM / 2 further. The tile in shared memory was copied before they were there,
+  so it gets them from this warp, which alone reads those rows.
+*/
+#pragma once
+
+#include "common.cuh"       // defines: bf16 helpers, kv_chunk_offset, scale_and_add, warp_sum
+#include "decode_tile.cuh"  // defines: K_STEPS, HEADS, Shared, consumers_sync, load_query
+
+constexpr int PAIRS = HEAD_DIM / 4;  // lanes that have something of a key
+
+struct NewTokens {
+    const bf16* qkv;
+    const bf16 *q_norm, *k_norm;  // [HEAD_DIM]; null: no norm
+    const float* rope_table;      // [position][HEAD_DIM]: cos, then sin
+    const bf16* rows;             // [num_seqs][hidden] before their norm; null: qkv is scaled
+    const bf16* bias;             // with rows; of a row of qkv, or null
+    int num_q_heads, num_kv_heads, hidden;
+    float eps, rows_eps;
+
+    __device__ const bf16* row(int seq) const {
+        return qkv + (int64_t)seq * (num_q_heads + 2 * num_kv_heads) * HEAD_DIM;
+    }
+};
+
+// cos and sin of two neighbouring dims, rounded.
+struct Angle {
+    uint32_t cos, sin;
+
+    __device__ __forceinline__ Angle(const float* table_row, int dim) {
+        const float2 c = *(const float2*)(table_row + dim);
+        const float2 s = *(const float2*)(table_row + HEAD_DIM / 2 + dim);
+        cos = pack_bf16(c.x, c.y), sin = pack_bf16(s.x, s.y);
+    }
+    __device__ __forceinline__ void rotate(uint32_t& low, uint32_t& high) const {
+        const uint32_t old = low;
+        low = add_bf16x2(mul_bf16x2(low, cos), mul_bf16x2(high, sin ^ 0x80008000u));
+        high = add_bf16x2(mul_bf16x2(high, cos), mul_bf16x2(old, sin));
+    }
+};
+
+__device__ __forceinline__ float squares_of_pair(uint32_t x) {
+    return bf16_low(x) * bf16_low(x) + bf16_high(x) * bf16_high(x);
+}
+
+// Over the four lanes that have a head.
+__device__ __forceinline__ float head_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
+}
+
+// weight * round(x * scale), rounded.
+__device__ __forceinline__ uint32_t norm_pair(uint32_t x, float scale, uint32_t weight) {
+    return mul_bf16x2(weight, pack_bf16(bf16_low(x) * scale, bf16_high(x) * scale));
+}
+
+// 1 / rms of a sequence's row before its norm, by all consumers. Between two calls they meet.
+__device__ __forceinline__ float row_scale(const NewTokens& a, int seq, Shared& shared) {
+    const bf16* row = a.rows + (int64_t)seq * a.hidden;
+    float sum = 0.0f;
+#pragma unroll 4
+    for (int i = threadIdx.x * 8; i < a.hidden; i += CONSUMERS * 8)
+        sum += squares_of(*(const uint4*)(row + i));
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) shared.squares[threadIdx.x / 32] = sum;
+    consumers_sync();
+    sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) sum += shared.squares[warp];
+    return rsqrtf(sum / a.hidden + a.rows_eps);
+}
+
+// Makes of raw query heads (from `first_head` on) the ones to multiply with keys.
+__device__ __forceinline__ void finish_query(
+    uint32_t (&query)[HEAD_TILES][K_STEPS][2], const NewTokens& a, int first_head, int group,
+    int position, float scale) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const float* table_row = a.rope_table + (int64_t)position * HEAD_DIM;
+#pragma unroll
+    for (int n = 0; n < HEAD_TILES; n++) {
+        uint32_t(&x)[K_STEPS][2] = query[n];
+        if (a.rows) {
+            const bool has_bias = a.bias && n * HEADS + g < group;
+            const uint32_t* bias =
+                (const uint32_t*)(a.bias + (first_head + n * HEADS + g) * HEAD_DIM) + t;
+#pragma unroll
+            for (int k = 0; k < K_STEPS; k++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    x[k][i] = scale_and_add(
+                        x[k][i], scale, has_bias ? bias[8 * k + 4 * i] : MINUS_ZEROS);
+        }
+        if (a.q_norm) {
+            const uint32_t* weight = (const uint32_t*)a.q_norm + t;
+            float sum = 0.0f;
+#pragma unroll
+            for (int k = 0; k < K_STEPS; k++)
+                sum += squares_of_pair(x[k][0]) + squares_of_pair(x[k][1]);
+            const float inverse = rsqrtf(head_sum(sum) * (1.0f / HEAD_DIM) + a.eps);
+#pragma unroll
+            for (int k = 0; k < K_STEPS; k++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    x[k][i] = norm_pair(x[k][i], inverse, weight[8 * k + 4 * i]);
+        }
+#pragma unroll
+        for (int k = 0; k < K_STEPS / 2; k++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                Angle(table_row, 16 * k + 8 * i + 2 * t)
+                    .rotate(x[k][i], x[k + K_STEPS / 2][i]);
+    }
+}
+
+// The key and value of a sequence's new token for one kv head, as one warp has them.
+struct NewKeyValue {
+    uint32_t key[2], value[2];
+
+    __device__ __forceinline__ NewKeyValue() : key{0, 0}, value{0, 0} {}
+
+    __device__ __forceinline__ void make(
+        const NewTokens& a, int seq, int kv_head, int position, float scale) {
+        const int lane = threadIdx.x % 32;
+        const int k_head = a.num_q_heads + kv_head, v_head = k_head + a.num_kv_heads;
+        if (lane < PAIRS) {
+            const uint32_t* row = (const uint32_t*)a.row(seq) + lane;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                key[i] = row[k_head * HEAD_DIM / 2 + i * PAIRS];
+                value[i] = row[v_head * HEAD_DIM / 2 + i * PAIRS];
+                if (!a.rows) continue;
+                const uint32_t* bias = (const uint32_t*)a.bias + lane + i * PAIRS;
+                key[i] = scale_and_add(
+                    key[i], scale, a.bias ? bias[k_head * HEAD_DIM / 2] : MINUS_ZEROS);
+                value[i] = scale_and_add(
+                    value[i], scale, a.bias ? bias[v_head * HEAD_DIM / 2] : MINUS_ZEROS);
+            }
+        }
+        if (a.k_norm) {
+            const float sum = warp_sum(squares_of_pair(key[0]) + squares_of_pair(key[1]));
+            const float inverse = rsqrtf(sum * (1.0f / HEAD_DIM) + a.eps);
+            if (lane < PAIRS) {
+                const uint32_t* weight = (const uint32_t*)a.k_norm + lane;
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    key[i] = norm_pair(key[i], inverse, weight[i * PAIRS]);
+            }
+        }
+        if (lane < PAIRS)
+            Angle(a.rope_table + (int64_t)position * HEAD_DIM, 2 * lane).rotate(key[0], key[1]);
+    }
+
+    // Into a page: `block` is that of the key, `row` the token's in it.
+    __device__ __forceinline__ void store(uint8_t* block, int row, int page_size) const {
+        const int lane = threadIdx.x % 32;
+        if (lane >= PAIRS) return;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int pair = lane + i * PAIRS;
+            uint8_t* to = block + kv_chunk_offset(row, pair / 4, page_size) + pair % 4 * 4;
+            *(uint32_t*)to = key[i];
+            *(uint32_t*)(to + page_size * HEAD_DIM * 2) = value[i];
+        }
+    }
+
+    // Into a tile: `k` and `v` are the warp's rows of it, `row` the token's of those 16.
+    __device__ __forceinline__ void patch(uint32_t k, uint32_t v, int half_bytes, int row) const {
+        const int lane = threadIdx.x % 32;
+        if (lane < PAIRS) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int pair = lane + i * PAIRS;
+                const int at = pair / 32 * half_bytes + row * 128 +
+                               ((pair / 4 % 8 ^ (row & 7)) << 4) + pair % 4 * 4;
+                store_shared(k + at, key[i]);
+                store_shared(v + at, value[i]);
+            }
+        }
+#if HAS_BULK_COPY
+        fence_proxy_async();  // the ring will be filled again
+#endif
+        __syncwarp();
+    }
+};
