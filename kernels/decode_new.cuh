@@ -14,7 +14,7 @@ and the bias added, RMSNorm a head, RoPE; the key and value go into their page.
 */
 #pragma once
 
-#include "common.cuh"       // defines: bf16 helpers, kv_chunk_offset, scale_and_add, warp_sum
+#include "common.cuh"       // defines: bf16 helpers, kv_chunk_offset, scale_and_add, quad_sum
 #include "decode_tile.cuh"  // defines: K_STEPS, HEADS, Shared, consumers_sync, load_query
 
 constexpr int PAIRS = HEAD_DIM / 4;  // lanes that have something of a key
@@ -51,12 +51,6 @@ struct Angle {
 
 __device__ __forceinline__ float squares_of_pair(uint32_t x) {
     return bf16_low(x) * bf16_low(x) + bf16_high(x) * bf16_high(x);
-}
-
-// Over the four lanes that have a head.
-__device__ __forceinline__ float head_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) {
@@ -110,7 +104,7 @@ __device__ __forceinline__ void finish_query(
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++)
                 sum += squares_of_pair(x[k][0]) + squares_of_pair(x[k][1]);
-            const float inverse = rsqrtf(head_sum(sum) * (1.0f / HEAD_DIM) + a.eps);
+            const float inverse = rsqrtf(quad_sum(sum) * (1.0f / HEAD_DIM) + a.eps);
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++)
 #pragma unroll
