@@ -12,8 +12,8 @@ Memory-bound: every K and V byte is read once, and all else hides behind that st
 - Swapped operands: S^T = K Q^T and O^T = V^T P^T with mma.m16n8k16, so 16 tokens fill the rows and
   the query heads of one kv head the 8 columns (HEAD_TILES of 8). No row is padding.
 - Four consumer warps take 16 tokens of a tile each, with their own running max, sum and O, merged
-  once a segment. On sm_90 and newer a fifth warp streams tiles by bulk copies through a ring of
-  STAGES; on older chips each warp streams its own 16 rows by cp.async.
+  once a segment. On sm_90 and newer two further warps fill a ring of STAGES (decode_feed.cuh); on
+  older chips each warp streams its own 16 rows by cp.async.
 - Keys past the end are masked, and values there are cleared in registers: a page may hold anything
   beyond its sequence, even NaN.
 
@@ -33,123 +33,9 @@ zero before the first launch, left zero by each.
 #include "common.cuh"        // defines: bf16, mbarriers, bulk_copy, cp_async, kv_block_offset
 #include "decode_plan.cuh"   // defines: TILE, Stretches, Walk, plan
 #include "decode_tile.cuh"   // defines: sizes, Shared, Accumulator, load_query, attend
-#include "decode_new.cuh"    // defines: NewTokens, NewKeyValue, row_scale, finish_query
+#include "decode_new.cuh"    // defines: NewTokens, QueryParts, finish_query, row_scale
+#include "decode_feed.cuh"   // defines: Pages, produce, make_new, WarpLoads
 #include "decode_merge.cuh"  // defines: Partials, finish_heads, merge_few, merge_heads
-
-// ---------------------------------------------------------------------------------------------
-// Loading. A stage holds the tile's pages, or its part of a larger page, one after the other, each
-// as it lies in memory: [K|V][half][rows][128 bytes] with rows = min(page size, TILE).
-
-struct Pages {
-    uint8_t* kv;
-    const int* page_table;
-    int num_kv_heads, table_stride, page_shift;
-
-    __device__ int page_size() const { return 1 << page_shift; }
-    __device__ int rows() const { return min(page_size(), TILE); }
-    __device__ const int* row_of(int slot) const {
-        return page_table + (int64_t)slot * table_stride;
-    }
-    __device__ uint8_t* block(int page, int head) const {
-        return kv + kv_block_offset(page, head, 0, num_kv_heads, page_size(), HEAD_DIM);
-    }
-};
-
-#if HAS_BULK_COPY
-// The producer warp: every tile of the stretch into the ring, as the consumers empty it. The new
-// tokens are not there yet, all else is of earlier steps: so nothing waits.
-__device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& shared) {
-    int lane = threadIdx.x % 32;
-    int rows = pages.rows();
-    int pages_per_tile = TILE / rows;
-    int sub = lane / PIECES, piece = lane % PIECES;
-    bool has_copy = sub < pages_per_tile;
-    uint64_t policy = policy_evict_first();
-    int stage = 0, parity = 1;  // a fresh barrier counts as having completed the phase before
-    int window_seq = -1, window = 0, page_ids = 0;  // the lanes hold 32 pages from column window on
-    while (walk.next()) {
-        const int* row = pages.row_of(walk.slot);
-        int num_pages = (walk.length + pages.page_size() - 1) >> pages.page_shift;
-#pragma unroll 1
-        for (int tile = walk.tile; tile < walk.last_tile; tile++) {
-            int column = (tile * TILE) >> pages.page_shift;
-            if (window_seq != walk.seq || column < window ||
-                column + pages_per_tile > window + 32) {
-                window_seq = walk.seq;
-                // The heads of a sequence have the same pages: where 32 are all, they stay.
-                window = num_pages <= 32 ? 0 : column;
-                page_ids = row[min(window + lane, num_pages - 1)];
-            }
-            int page = __shfl_sync(~0u, page_ids, (column - window + sub) & 31);
-            // Whole groups of 16 rows, as the warps take them.
-            int tokens = min(TILE, (walk.length - tile * TILE + 15) & ~15);
-            uint32_t barrier = shared_address(&shared.full[stage]);
-            mbarrier_wait(shared_address(&shared.empty[stage]), parity);
-            if (lane == 0) mbarrier_arrive_expect(barrier, tokens * TOKEN_BYTES);
-            __syncwarp();
-            int count = min(rows, tokens - sub * rows);
-            if (has_copy && count > 0) {
-                const uint8_t* from = pages.block(page, walk.head);
-                uint32_t to = stages + stage * STAGE_BYTES + sub * rows * TOKEN_BYTES;
-                if (count == pages.page_size()) {
-                    if (piece == 0) bulk_copy(to, from, count * TOKEN_BYTES, barrier, policy);
-                } else {
-                    int first_row = (tile * TILE) & (pages.page_size() - 1) & ~(rows - 1);
-                    from += (piece * pages.page_size() + first_row) * 128;
-                    bulk_copy(to + piece * rows * 128, from, count * 128, barrier, policy);
-                }
-            }
-            if (++stage == STAGES) stage = 0, parity ^= 1;
-        }
-    }
-}
-#else
-// A warp's own loads: its 16 rows of each tile of the stretch, STAGES - 1 tiles ahead.
-struct WarpLoads {
-    Walk walk;
-    const Pages& pages;
-    uint32_t to;     // the warp's rows in stage 0
-    int offset;      // of the warp's 16 rows in a tile
-    int stage, page;
-    bool more;
-
-    __device__ WarpLoads(const Walk& start, const Pages& pages, uint32_t to, int offset)
-        : walk(start), pages(pages), to(to), offset(offset), stage(0), page(0) {
-        more = walk.next();
-        find_page();
-    }
-
-    __device__ void find_page() {
-        if (!more) return;
-        int token = min(walk.tile * TILE + offset, walk.length - 1);
-        page = pages.row_of(walk.slot)[token >> pages.page_shift];
-    }
-
-    // Starts the copies of one tile, and closes a group even where there is nothing left to copy.
-    __device__ void issue() {
-        if (more) {
-            int token = walk.tile * TILE + offset;
-            if (token < walk.length) {
-                int lane = threadIdx.x % 32;
-                const uint8_t* from = pages.block(page, walk.head) +
-                                      (token & (pages.page_size() - 1)) * 128 + lane * 16;
-                uint32_t target = to + stage * STAGE_BYTES + lane * 16;
-#pragma unroll
-                for (int piece = 0; piece < PIECES; piece++) {
-#pragma unroll
-                    for (int part = 0; part < 4; part++)
-                        cp_async_16(target + piece * pages.rows() * 128 + part * 512,
-                                    from + piece * pages.page_size() * 128 + part * 512);
-                }
-            }
-            if (++walk.tile == walk.last_tile) more = walk.next();
-            find_page();
-        }
-        if (++stage == STAGES) stage = 0;
-        cp_async_commit();
-    }
-};
-#endif
 
 // ---------------------------------------------------------------------------------------------
 
@@ -169,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #if HAS_BULK_COPY
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            mbarrier_init(shared_address(&shared.full[i]), 1);
+            mbarrier_init(shared_address(&shared.full[i]), 2);  // produce, make_new
             mbarrier_init(shared_address(&shared.empty[i]), WARPS);
         }
         mbarrier_init_fence();
@@ -177,30 +63,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #endif
     Stretches stretches(0, 1);
     Walk walk = plan(context_lens, seq_slots, num_seqs, num_kv_heads, stretches);
+    int num_q_heads = num_kv_heads * group;
+    const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
+    const NewTokens tokens = {
+        qkv, q_norm, k_norm, rope_table, norm_rows, bias, num_q_heads, num_kv_heads, hidden, eps,
+        rows_eps};
 #if HAS_BULK_COPY
     __syncthreads();  // the barriers are there
-#endif
-    const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
-#if HAS_BULK_COPY
-    if (warp == WARPS) {
-        produce(walk, pages, stages, shared);
+    if (warp >= WARPS) {
+        if (warp == WARPS)
+            produce(walk, pages, stages, shared);
+        else
+            make_new(walk, pages, stages, shared, tokens, beside_prefill);
         return;
     }
 #endif
-    if (!beside_prefill) {
-        pdl_wait();
-        pdl_launch_dependents();
-    }
-    int num_q_heads = num_kv_heads * group;
-#pragma unroll 1
-    for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
-        if (context_lens[seq] != 0) continue;
-        uint4* row = (uint4*)(out + (int64_t)seq * num_q_heads * HEAD_DIM);
-#pragma unroll 1
-        for (int i = threadIdx.x; i < num_q_heads * HEAD_DIM / 8; i += CONSUMERS)
-            row[i] = make_uint4(0, 0, 0, 0);
-    }
-
     // Where this warp's 16 rows of a tile lie in a stage.
     int rows = pages.rows();
     int offset = warp * 16;
@@ -211,19 +88,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) loads.issue();
 #endif
+    bool more = walk.next();
+    if (!beside_prefill) {
+        pdl_wait();
+        pdl_launch_dependents();
+    }
+#pragma unroll 1
+    for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
+        if (context_lens[seq] != 0) continue;
+        uint4* row = (uint4*)(out + (int64_t)seq * num_q_heads * HEAD_DIM);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < num_q_heads * HEAD_DIM / 8; i += CONSUMERS)
+            row[i] = make_uint4(0, 0, 0, 0);
+    }
+
     const Partials partials = {partials_base};
     int stage = 0, parity = 0, turn = 0;
-    const NewTokens tokens = {
-        qkv, q_norm, k_norm, rope_table, norm_rows, bias, num_q_heads, num_kv_heads, hidden, eps,
-        rows_eps};
     auto raw_query = [&]() { return tokens.row(walk.seq) + walk.head * group * HEAD_DIM; };
     uint32_t query[HEAD_TILES][K_STEPS][2];
-    bool more = walk.next();
     if (more && PREFETCH_QUERY) load_query(query, raw_query(), group);
-    int scaled_seq = -1;
-    float scale_of_row = 1.0f;
+    float row_scaling = 1.0f;
     while (more) {
         if (!PREFETCH_QUERY) load_query(query, raw_query(), group);
+        const QueryParts parts(tokens, walk.length - 1);
         // Before the first tile is there: the divisions cost nothing here.
         int line_start = walk.line_start();
         int first = stretches.owner(line_start);
@@ -231,21 +118,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         int slot = Partials::slot_of(first, blockIdx.x - first);
         bf16* to = out + ((int64_t)walk.seq * num_q_heads + walk.head * group) * HEAD_DIM;
         unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
-        int position = walk.length - 1;
-        if (norm_rows && scaled_seq != walk.seq) {
-            scaled_seq = walk.seq;
-            scale_of_row = row_scale(tokens, walk.seq, shared);
+#if HAS_BULK_COPY
+        if (norm_rows) {
+            mbarrier_wait(shared_address(&shared.full[stage]), parity);
+            row_scaling = shared.scale[stage];
         }
-        finish_query(query, tokens, walk.head * group, group, position, scale_of_row);
+#else
+        int position = walk.length - 1;
+        if (norm_rows) row_scaling = row_scale(tokens, walk.seq);
         bool has_new = walk.last_tile == walk.tiles && position % TILE / 16 == warp;
         NewKeyValue fresh;
         if (has_new) {
-            fresh.make(tokens, walk.seq, walk.head, position, scale_of_row);
-            int page = pages.row_of(walk.slot)[position >> page_shift];
-            fresh.store(
-                pages.block(page, walk.head), position & (pages.page_size() - 1),
-                pages.page_size());
+            fresh.make(tokens, walk.seq, walk.head, position, row_scaling);
+            pages.store(fresh, walk);
         }
+#endif
+        finish_query(query, tokens, parts, walk.head * group, group, row_scaling);
         Accumulator acc;
         acc.clear();
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
@@ -258,8 +146,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             loads.issue();
             cp_async_wait<STAGES - 1>();
             __syncwarp();
-#endif
             if (has_new && tile == walk.tiles - 1) fresh.patch(k, v, half_bytes, position % 16);
+#endif
             if (valid >= 16)
                 attend<false>(acc, query, k, v, half_bytes, valid, scale);
             else if (valid > 0)

@@ -8,14 +8,13 @@ and the bias added, RMSNorm a head, RoPE; the key and value go into their page.
 - A lane has of a query head what the mma takes as B: dims 16k + 2t, + 1 and 16k + 8 + 2t, + 1. So the
   dims i and i + HEAD_DIM / 2, which rotate together, are in one lane, and the four lanes of a head
   join their sums of squares.
-- The warp whose tokens of the last tile end with the new one has its key and value: a lane dims 2l,
-  2l + 1 and those HEAD_DIM / 2 further. The tile in shared memory was copied before they were there,
-  so it gets them from this warp, which alone reads those rows.
+- A lane has of a key and a value dims 2l, 2l + 1 and those HEAD_DIM / 2 further. They go into their page
+  and over the tile in shared memory, which was copied before they were there.
 */
 #pragma once
 
 #include "common.cuh"       // defines: bf16 helpers, kv_chunk_offset, scale_and_add, quad_sum
-#include "decode_tile.cuh"  // defines: K_STEPS, HEADS, Shared, consumers_sync, load_query
+#include "decode_tile.cuh"  // defines: K_STEPS, HEADS
 
 constexpr int PAIRS = HEAD_DIM / 4;  // lanes that have something of a key
 
@@ -37,9 +36,9 @@ struct NewTokens {
 struct Angle {
     uint32_t cos, sin;
 
-    __device__ __forceinline__ Angle(const float* table_row, int dim) {
-        const float2 c = *(const float2*)(table_row + dim);
-        const float2 s = *(const float2*)(table_row + HEAD_DIM / 2 + dim);
+    __device__ __forceinline__ void load(const float* cosines) {
+        const float2 c = *(const float2*)cosines;
+        const float2 s = *(const float2*)(cosines + HEAD_DIM / 2);
         cos = pack_bf16(c.x, c.y), sin = pack_bf16(s.x, s.y);
     }
     __device__ __forceinline__ void rotate(uint32_t& low, uint32_t& high) const {
@@ -62,28 +61,40 @@ __device__ __forceinline__ uint32_t norm_pair(uint32_t x, float scale, uint32_t 
     return mul_bf16x2(weight, pack_bf16(bf16_low(x) * scale, bf16_high(x) * scale));
 }
 
-// 1 / rms of a sequence's row before its norm, by all consumers. Between two calls they meet.
-__device__ __forceinline__ float row_scale(const NewTokens& a, int seq, Shared& shared) {
-    const bf16* row = a.rows + (int64_t)seq * a.hidden;
+// 1 / rms of a sequence's row before its norm, by one warp.
+__device__ __forceinline__ float row_scale(const NewTokens& a, int seq) {
+    const uint4* row = (const uint4*)(a.rows + (int64_t)seq * a.hidden);
     float sum = 0.0f;
-#pragma unroll 4
-    for (int i = threadIdx.x * 8; i < a.hidden; i += CONSUMERS * 8)
-        sum += squares_of(*(const uint4*)(row + i));
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) shared.squares[threadIdx.x / 32] = sum;
-    consumers_sync();
-    sum = 0.0f;
-#pragma unroll
-    for (int warp = 0; warp < WARPS; warp++) sum += shared.squares[warp];
-    return rsqrtf(sum / a.hidden + a.rows_eps);
+#pragma unroll 8
+    for (int i = threadIdx.x % 32; i < a.hidden / 8; i += 32) sum += squares_of(row[i]);
+    return rsqrtf(warp_sum(sum) / a.hidden + a.rows_eps);
 }
+
+// What finishes a lane's dims of any query of a position.
+struct QueryParts {
+    Angle angles[K_STEPS / 2][2];
+    uint32_t weight[K_STEPS][2];
+
+    __device__ __forceinline__ QueryParts(const NewTokens& a, int position) {
+        const int t = threadIdx.x % 4;
+        const float* row = a.rope_table + (int64_t)position * HEAD_DIM + 2 * t;
+        const uint32_t* weights = (const uint32_t*)a.q_norm + t;
+#pragma unroll
+        for (int k = 0; k < K_STEPS; k++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) weight[k][i] = a.q_norm ? weights[8 * k + 4 * i] : 0;
+#pragma unroll
+        for (int k = 0; k < K_STEPS / 2; k++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) angles[k][i].load(row + 16 * k + 8 * i);
+    }
+};
 
 // Makes of raw query heads (from `first_head` on) the ones to multiply with keys.
 __device__ __forceinline__ void finish_query(
-    uint32_t (&query)[HEAD_TILES][K_STEPS][2], const NewTokens& a, int first_head, int group,
-    int position, float scale) {
+    uint32_t (&query)[HEAD_TILES][K_STEPS][2], const NewTokens& a, const QueryParts& parts,
+    int first_head, int group, float scale) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const float* table_row = a.rope_table + (int64_t)position * HEAD_DIM;
 #pragma unroll
     for (int n = 0; n < HEAD_TILES; n++) {
         uint32_t(&x)[K_STEPS][2] = query[n];
@@ -99,7 +110,6 @@ __device__ __forceinline__ void finish_query(
                         x[k][i], scale, has_bias ? bias[8 * k + 4 * i] : MINUS_ZEROS);
         }
         if (a.q_norm) {
-            const uint32_t* weight = (const uint32_t*)a.q_norm + t;
             float sum = 0.0f;
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++)
@@ -109,14 +119,13 @@ __device__ __forceinline__ void finish_query(
             for (int k = 0; k < K_STEPS; k++)
 #pragma unroll
                 for (int i = 0; i < 2; i++)
-                    x[k][i] = norm_pair(x[k][i], inverse, weight[8 * k + 4 * i]);
+                    x[k][i] = norm_pair(x[k][i], inverse, parts.weight[k][i]);
         }
 #pragma unroll
         for (int k = 0; k < K_STEPS / 2; k++)
 #pragma unroll
             for (int i = 0; i < 2; i++)
-                Angle(table_row, 16 * k + 8 * i + 2 * t)
-                    .rotate(x[k][i], x[k + K_STEPS / 2][i]);
+                parts.angles[k][i].rotate(x[k][i], x[k + K_STEPS / 2][i]);
     }
 }
 
@@ -129,33 +138,39 @@ struct NewKeyValue {
     __device__ __forceinline__ void make(
         const NewTokens& a, int seq, int kv_head, int position, float scale) {
         const int lane = threadIdx.x % 32;
-        const int k_head = a.num_q_heads + kv_head, v_head = k_head + a.num_kv_heads;
-        if (lane < PAIRS) {
+        const int k_row = (a.num_q_heads + kv_head) * HEAD_DIM / 2;
+        const int v_row = k_row + a.num_kv_heads * HEAD_DIM / 2;
+        uint32_t weight[2] = {0, 0}, k_bias[2], v_bias[2];
+        Angle angle = {0, 0};
+        k_bias[0] = k_bias[1] = v_bias[0] = v_bias[1] = MINUS_ZEROS;
+        if (lane < PAIRS) {  // all that is read, at once
             const uint32_t* row = (const uint32_t*)a.row(seq) + lane;
+            angle.load(a.rope_table + (int64_t)position * HEAD_DIM + 2 * lane);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                key[i] = row[k_head * HEAD_DIM / 2 + i * PAIRS];
-                value[i] = row[v_head * HEAD_DIM / 2 + i * PAIRS];
-                if (!a.rows) continue;
-                const uint32_t* bias = (const uint32_t*)a.bias + lane + i * PAIRS;
-                key[i] = scale_and_add(
-                    key[i], scale, a.bias ? bias[k_head * HEAD_DIM / 2] : MINUS_ZEROS);
-                value[i] = scale_and_add(
-                    value[i], scale, a.bias ? bias[v_head * HEAD_DIM / 2] : MINUS_ZEROS);
+                key[i] = row[k_row + i * PAIRS];
+                value[i] = row[v_row + i * PAIRS];
+                if (a.k_norm) weight[i] = ((const uint32_t*)a.k_norm)[lane + i * PAIRS];
+                if (!a.bias) continue;
+                k_bias[i] = ((const uint32_t*)a.bias)[k_row + lane + i * PAIRS];
+                v_bias[i] = ((const uint32_t*)a.bias)[v_row + lane + i * PAIRS];
+            }
+        }
+        if (a.rows) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                key[i] = scale_and_add(key[i], scale, k_bias[i]);
+                value[i] = scale_and_add(value[i], scale, v_bias[i]);
             }
         }
         if (a.k_norm) {
-            const float sum = warp_sum(squares_of_pair(key[0]) + squares_of_pair(key[1]));
+            const float sum = warp_sum(
+                lane < PAIRS ? squares_of_pair(key[0]) + squares_of_pair(key[1]) : 0.0f);
             const float inverse = rsqrtf(sum * (1.0f / HEAD_DIM) + a.eps);
-            if (lane < PAIRS) {
-                const uint32_t* weight = (const uint32_t*)a.k_norm + lane;
-#pragma unroll
-                for (int i = 0; i < 2; i++)
-                    key[i] = norm_pair(key[i], inverse, weight[i * PAIRS]);
-            }
+            key[0] = norm_pair(key[0], inverse, weight[0]);
+            key[1] = norm_pair(key[1], inverse, weight[1]);
         }
-        if (lane < PAIRS)
-            Angle(a.rope_table + (int64_t)position * HEAD_DIM, 2 * lane).rotate(key[0], key[1]);
+        angle.rotate(key[0], key[1]);
     }
 
     // Into a page: `block` is that of the key, `row` the token's in it.

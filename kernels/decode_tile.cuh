@@ -9,7 +9,7 @@ What attention_decode is made of: its sizes, its shared memory, and the attentio
 
 constexpr int WARPS = 4;                   // consumers
 constexpr int CONSUMERS = WARPS * 32;
-constexpr int THREADS = CONSUMERS + (HAS_BULK_COPY ? 32 : 0);
+constexpr int THREADS = CONSUMERS + (HAS_BULK_COPY ? 64 : 0);
 constexpr int HALVES = HEAD_DIM / 64;
 constexpr int PIECES = 2 * HALVES;         // (K|V, half) blocks of a page
 constexpr int TOKEN_BYTES = HEAD_DIM * 4;  // K and V of one token of one head
@@ -36,7 +36,7 @@ struct Shared {
     };
     float max[2][WARPS][HEADS], sum[WARPS][HEADS];  // max: alternately, so one barrier less is due
     float merged_max[WARPS];
-    float squares[WARPS];
+    float scale[STAGES];  // of the row of the sequence that a stage is of
     uint64_t full[STAGES], empty[STAGES];
     int is_last;
 };

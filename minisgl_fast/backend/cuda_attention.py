@@ -139,7 +139,7 @@ class DecodeAttention:
 def _configuration(major: int, minor: int) -> tuple[int, int, int]:
     """(threads, stages at head_dim 128, blocks an SM), as attention_decode.cu has them by arch."""
     if major in (9, 10, 11):
-        return 160, 3, 2
+        return 192, 3, 2
     if (major, minor) in ((8, 0), (8, 7)):
         return 128, 2, 2
-    return (160 if major >= 9 else 128), 2, 1
+    return (192 if major >= 9 else 128), 2, 1
