@@ -2,9 +2,9 @@
 gemm_wide: out = x W^T for up to COLUMNS rows of x and a large W, on Hopper (sm_90a): TMA and wgmma.
 
 x [num_rows][K], W [N][K], out [num_rows][N] with a stride, bf16; the sum is kept in float and rounded
-once. `add`: the old value of out is part of it. GATED: W is gate rows, then up rows, and
-out [num_rows][N / 2] = silu(gate) * up, rounded as in silu_mul.cu; `normed`: of x / rms(x), by scaling
-the float sums (a norm's weight is part of W).
+once. `add`: the old value of out is part of it. `normed`: the product is that of x / rms(x), by
+scaling the float sums (a norm's weight is part of W). GATED: W is gate rows, then up rows, and
+out [num_rows][N / 2] = silu(gate) * up, rounded as in silu_mul.cu.
 
 The time of such a product is that of reading W, if nothing else is in its way:
 - W's rows are the M of wgmma, x's rows its N, so no product is padded to 64 rows of x. A tile is
@@ -16,17 +16,20 @@ The time of such a product is that of reading W, if nothing else is in its way:
   tile's beginning adds them in the order of K. A block's partial tile is computed first and the
   beginning of another last, so that nobody waits long.
 - Both add in a fixed order: equal inputs give equal bits.
-- W is never written: the ring fills with it before griddepcontrol.wait. Nothing in the loop, nor
-  between blocks, has cluster or GPU scope but one flag a partial tile: such a fence drains the memory
-  system, 0.3 us each time.
+- W is never written: the ring fills with it before griddepcontrol.wait. Nothing that computes or
+  copies has cluster or GPU scope but one flag a partial tile: such a fence drains the memory system,
+  0.3 us each time.
+- 1 / rms of the rows of x is found beside the loop by spare warps, a few rows a block; one warp of each
+  block then brings that of all rows to shared memory, where those who have sums find it.
 
 Roles: WARPGROUPS groups of 64 rows of W each (GATED: and the 64 up rows to them) compute; one thread
-of a further group copies, and its other warps find 1 / rms of the rows of x, a few in each block, for
-all blocks. In registers a thread has features g and g + 8 of tokens 2t, 2t + 1; movmatrix and a
-shuffle turn them, so that a lane stores four neighbours of out.
+of a further group copies, and its other warps are the spare ones. In registers a thread has features
+g and g + 8 of tokens 2t, 2t + 1; movmatrix and a shuffle turn them, so that a lane stores four
+neighbours of out.
 
-Launch: SPLIT 1: grid up to what the device holds at once, at most one block a step of K;
-SPLIT > 1: grid = tiles * SPLIT. block = 128 * (WARPGROUPS + 1); shared memory as cuda_wide.py has it.
+Launch: SPLIT 1: at most one block a step of K; SPLIT > 1: grid = tiles * SPLIT; blocks wait for each
+other, so the grid is at most what the device holds at once. block = 128 * (WARPGROUPS + 1); shared
+memory as cuda_wide.py has it.
 partials: grid * SUBTILES * 64 * WARPGROUPS * COLUMNS float32; flags: 2 * grid int32; scales: 256
 float32, then two int32. Flags and these two are zero before the first launch, and left zero.
 weight_map: boxes of FEATURES rows x 64; x_map: boxes of COLUMNS x 64; 128B swizzle, zeros outside.
@@ -104,8 +107,6 @@ __device__ __forceinline__ void multiply(
 }
 
 #if SPLIT > 1
-// Each block of a cluster finishes SHARE groups of tokens.
-constexpr int SHARE = (GROUPS + SPLIT - 1) / SPLIT;
 constexpr int CONSUMERS = 128 * WARPGROUPS;
 
 __device__ __forceinline__ int groups_of(int rank) {
@@ -193,51 +194,70 @@ __device__ __forceinline__ void add_partials(
 }
 #endif
 
-#if GATED
-// 1 / rms of this block's share of the rows of x, a warp a row.
-__device__ __forceinline__ void find_scales(const Arguments& a) {
-    const int warp = (threadIdx.x / 32 & 3) - 1, lane = threadIdx.x & 31;
-    pdl_wait();
-    for (int row = blockIdx.x + gridDim.x * warp; row < a.num_rows;
-         row += gridDim.x * SCALE_WARPS) {
+// 1 / rms of this block's share of the rows of x, a spare warp a row.
+__device__ __forceinline__ void find_scales(const Arguments& a, int warp) {
+    constexpr int BATCH = 8;  // loads under way
+    const int lane = threadIdx.x & 31, size = a.k / 8;
+    const int stride = gridDim.x * SPARE_WARPS;
+    for (int row = blockIdx.x + gridDim.x * warp; row < a.num_rows; row += stride) {
         const uint4* from = (const uint4*)(a.x + (int64_t)row * a.k);
         float sum = 0.0f;
-#pragma unroll 4
-        for (int i = lane; i < a.k / 8; i += 32) sum += squares_of(__ldcg(from + i));
+        for (int first = lane; first < size; first += 32 * BATCH) {
+            uint4 loaded[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                loaded[i] = make_uint4(0, 0, 0, 0);
+                if (first + 32 * i < size) loaded[i] = __ldcg(from + first + 32 * i);
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) sum += squares_of(loaded[i]);
+        }
         sum = warp_sum(sum);
-        if (lane == 0) a.scales[row] = rsqrtf(sum / a.k + a.eps);
-    }
-    if (lane == 0) add_release(a.scales_done(), 1);
-}
-
-__device__ __forceinline__ void wait_scales(const Arguments& a, int warpgroup) {
-    const int all = SCALE_WARPS * gridDim.x;
-    if ((threadIdx.x & 127) == 0)
-        while (load_acquire(a.scales_done()) != all) {}
-    named_barrier_sync(1 + warpgroup, 128);
-}
-
-// The last to say so leaves both counters zero, for the next launch.
-__device__ __forceinline__ void leave_scales(const Arguments& a, int warpgroup) {
-    named_barrier_sync(1 + warpgroup, 128);
-    const uint32_t last = WARPGROUPS * gridDim.x - 1;
-    if ((threadIdx.x & 127) == 0 && atomicInc(a.scales_used(), last) == last) *a.scales_done() = 0;
-}
-
-// The sums of the gate rows become silu(gate) * up.
-__device__ __forceinline__ void gate(const Arguments& a, float (&sums)[SUBTILES][SUMS]) {
-    const int t = threadIdx.x & 3;
-#pragma unroll
-    for (int i = 0; i < SUMS; i += 4) {
-        float2 scale = make_float2(1.0f, 1.0f);  // of tokens 2t, 2t + 1 of the group
-        if (a.normed) scale = __ldcg((const float2*)(a.scales + 2 * i + 2 * t));
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float by = j & 1 ? scale.y : scale.x;
-            const float up = round_bf16(sums[1][i + j] * by);
-            sums[0][i + j] = round_bf16(silu(round_bf16(sums[0][i + j] * by))) * up;
+        if (lane == 0) {
+            a.scales[row] = rsqrtf(sum / a.k + a.eps);
+            add_release(a.scales_found(), 1);
         }
     }
+}
+
+// The scales of all rows, whoever found them, to shared memory: one warp of each block.
+__device__ __forceinline__ void fetch_scales(
+    const Arguments& a, const Ring& ring, float* row_scales) {
+    const int lane = threadIdx.x & 31;
+    if (lane == 0)
+        while (load_acquire(a.scales_found()) != a.num_rows) __nanosleep(100);
+    __syncwarp();
+    for (int row = lane; row < NUM_SCALES; row += 32)
+        row_scales[row] = row < a.num_rows ? __ldcg(a.scales + row) : 1.0f;
+    __syncwarp();
+    if (lane == 0) {
+        mbarrier_arrive(ring.scaled);
+        // The last to have seen all leaves both counters zero, for the next launch.
+        const uint32_t last = gridDim.x - 1;
+        if (atomicInc(a.scales_used(), last) == last) *a.scales_found() = 0;
+    }
+}
+
+// Sums of tokens 8 * first_group and on become those of x / rms(x); never part of an fma with what is
+// added, so that all variants give the same bits.
+template <int COUNT>
+__device__ __forceinline__ void scale(
+    float (&sums)[COUNT], const float* row_scales, int first_group) {
+    const float2* const pairs = (const float2*)row_scales + first_group * 4 + (threadIdx.x & 3);
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4) {
+        const float2 by = pairs[i];  // of tokens 2t, 2t + 1 of the group
+#pragma unroll
+        for (int j = 0; j < 4; j++) sums[i + j] = __fmul_rn(sums[i + j], j & 1 ? by.y : by.x);
+    }
+}
+
+#if GATED
+// The sums of the gate rows become silu(gate) * up.
+__device__ __forceinline__ void gate(float (&sums)[SUBTILES][SUMS]) {
+#pragma unroll
+    for (int i = 0; i < SUMS; i++)
+        sums[0][i] = round_bf16(silu(round_bf16(sums[0][i]))) * round_bf16(sums[1][i]);
 }
 #endif
 
@@ -284,7 +304,8 @@ __device__ __forceinline__ void store_tile(
     }
 }
 
-__device__ __forceinline__ void compute(const Arguments& a, Ring ring, int warpgroup) {
+__device__ __forceinline__ void compute(
+    const Arguments& a, Ring ring, const float* row_scales, int warpgroup) {
     const int in_tile = warpgroup * 64 + (threadIdx.x / 32 & 3) * 16;
     Piece piece(a);
     while (piece.next()) {
@@ -297,6 +318,10 @@ __device__ __forceinline__ void compute(const Arguments& a, Ring ring, int warpg
         const int rank = blockIdx.x % SPLIT;
         float mine[SHARE * 4] = {};
         exchange(sums[0], mine, ring, rank);
+        if (a.normed) {
+            mbarrier_wait(ring.scaled, 0);
+            scale(mine, row_scales, rank * SHARE);
+        }
         store_tile(a, mine, feature, rank * SHARE);
 #else
         if (piece.first > 0) {
@@ -304,16 +329,17 @@ __device__ __forceinline__ void compute(const Arguments& a, Ring ring, int warpg
             continue;
         }
         if (piece.last < piece.steps_of_tile) add_partials(a, sums, piece, warpgroup);
+        if (a.normed) {
+            mbarrier_wait(ring.scaled, 0);
+#pragma unroll
+            for (int s = 0; s < SUBTILES; s++) scale(sums[s], row_scales, 0);
+        }
 #if GATED
-        if (a.normed) wait_scales(a, warpgroup);
-        gate(a, sums);
+        gate(sums);
 #endif
         store_tile(a, sums[0], feature, 0);
 #endif
     }
-#if GATED
-    if (a.normed) leave_scales(a, warpgroup);
-#endif
 }
 
 }  // namespace
@@ -330,12 +356,14 @@ __launch_bounds__(BLOCK, MIN_BLOCKS) gemm_wide(
     const Arguments a{
         out, x, partials, flags, scales, num_rows, n, k, out_stride, stages, add, normed, eps};
     const Ring ring(shared_address(shared), stages);
+    float* const row_scales = (float*)(shared + SCALES_OFFSET);
     if (threadIdx.x == 0) {
         for (int i = 0; i < stages; i++) {
             mbarrier_init(ring.full + 8 * i, 1);
             mbarrier_init(ring.empty + 8 * i, 4 * WARPGROUPS);
         }
         mbarrier_init(ring.received, 1);
+        mbarrier_init(ring.scaled, 1);
         mbarrier_init_fence();
 #if SPLIT > 1
         mbarrier_arrive_expect(ring.received, received_bytes(blockIdx.x % SPLIT));
@@ -345,14 +373,17 @@ __launch_bounds__(BLOCK, MIN_BLOCKS) gemm_wide(
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == WARPGROUPS) {
         if (threadIdx.x == 128 * WARPGROUPS) copy(a, weight_map, x_map, ring);
-#if GATED
-        if (normed && threadIdx.x >= 128 * WARPGROUPS + 32) find_scales(a);
-#endif
 #if SPLIT > 1
-        cluster_arrive_relaxed();
+        cluster_arrive_relaxed();  // before looking for scales: sums are sent without them
 #endif
+        const int spare_warp = (int)(threadIdx.x / 32) - 4 * WARPGROUPS - 1;
+        if (normed && spare_warp >= 0) {
+            pdl_wait();
+            find_scales(a, spare_warp);
+            if (spare_warp == 0) fetch_scales(a, ring, row_scales);
+        }
     } else {
         pdl_wait();
-        compute(a, ring, warpgroup);
+        compute(a, ring, row_scales, warpgroup);
     }
 }

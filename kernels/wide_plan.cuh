@@ -17,8 +17,13 @@ constexpr int BLOCK = 128 * (WARPGROUPS + 1);
 constexpr int MIN_BLOCKS = GATED ? 1 : 2;  // 2: the next kernel's blocks wait beside, W in their rings
 constexpr int GROUPS = COLUMNS / 8;        // of tokens: 4 sums of a subtile, a thread
 constexpr int SUMS = GROUPS * 4;
+constexpr int SHARE = (GROUPS + SPLIT - 1) / SPLIT;  // groups that a block of a cluster finishes
 constexpr int MAX_ROWS = 256;
-constexpr int SCALE_WARPS = 3;
+constexpr int SPARE_WARPS = 3;
+constexpr int NUM_SCALES = SHARE * SPLIT * 8;  // in shared memory: of whole shares
+constexpr int BARRIER_BYTES = 1024;            // of shared memory, the scales among them
+constexpr int SCALES_OFFSET = (2 * MAX_STAGES + 2) * 8;
+static_assert(SCALES_OFFSET + NUM_SCALES * 4 <= BARRIER_BYTES);
 
 struct Arguments {
     bf16* out;
@@ -31,8 +36,8 @@ struct Arguments {
 
     // Of out.
     __device__ __forceinline__ int width() const { return n / SUBTILES; }
-    // Warps that have found their row scales, and warpgroups that need none any more.
-    __device__ __forceinline__ int* scales_done() const { return (int*)(scales + MAX_ROWS); }
+    // Rows whose scale is found, and blocks that have the scales of all.
+    __device__ __forceinline__ int* scales_found() const { return (int*)(scales + MAX_ROWS); }
     __device__ __forceinline__ uint32_t* scales_used() const {
         return (uint32_t*)(scales + MAX_ROWS + 1);
     }
@@ -63,14 +68,15 @@ struct Piece {
     }
 };
 
-// The ring's barriers; the stages follow at the next multiple of 1024 bytes.
+// The ring's barriers, and two more: of sums from the cluster, and of the scales, which lie behind.
+// The stages follow.
 struct Ring {
-    uint32_t full, empty, received, stages;
+    uint32_t full, empty, received, scaled, stages;
     int count, stage = 0, parity = 0;
 
     __device__ __forceinline__ Ring(uint32_t base, int num_stages)
         : full(base), empty(full + 8 * MAX_STAGES), received(empty + 8 * MAX_STAGES),
-          stages(base + 1024), count(num_stages) {}
+          scaled(received + 8), stages(base + BARRIER_BYTES), count(num_stages) {}
     __device__ __forceinline__ void advance() {
         if (++stage == count) stage = 0, parity ^= 1;
     }

@@ -3,12 +3,12 @@
     python tools/bench_products.py [--model 14B] [--rows 16 64] [--products o down] [--json FILE]
 
 One line a product and row count, microseconds; what a step does with the product is part of it: o
-and down add the residual, gate_up ends with SiLU of x / rms(x) (torch: a product, then the
-``silu_mul`` kernel). The small and wide product stand where they take such a shape. Then the floor,
-the longer of the times of the bytes of W, x and out at --bandwidth and of the operations at --rate;
-what the fastest way reaches of it, and in GB/s; by how much the wide product is faster than the
-best of the others. "layer" is the sum of a layer's products, each by its fastest way: its last
-figure is what having the wide ones gains.
+and down add the residual, qkv is of x / rms(x) (torch: of x, the next kernel scales), gate_up ends
+with SiLU of x / rms(x) (torch: a product, then the ``silu_mul`` kernel). The small and wide product
+stand where they take such a shape. Then the floor, the longer of the times of the bytes of W, x and
+out at --bandwidth and of the operations at --rate; what the fastest way reaches of it, and in GB/s;
+by how much the wide product is faster than the best of the others. "layer" is the sum of a layer's
+products, each by its fastest way: its last figure is what having the wide ones gains.
 
 Several layers' weights follow one another in a CUDA graph, so that none comes out of the L2 cache;
 the graphs of all ways are launched in turns, and the median counts.
@@ -83,10 +83,11 @@ class Ways:
                 "wide": lambda w: wide.linear_add(x, w, out),
             }
         else:
+            eps = EPS if name == "qkv" else None
             found = {
                 "torch": lambda w: torch.mm(x, w.T, out=out),
-                "small": lambda w: small.linear(x, w, out=out),
-                "wide": lambda w: wide.linear(x, w, out),
+                "small": lambda w: small.linear(x, w, norm_eps=eps, out=out),
+                "wide": lambda w: wide.linear(x, w, out, eps),
             }
         return {kind: found[kind] for kind in KINDS if fits[kind]}
 

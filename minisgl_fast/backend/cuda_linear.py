@@ -6,8 +6,8 @@ residual) costs more as a launch of its own than inside: ``cuda_gemm.py`` for a 
 before the one rounding to bfloat16; ``cuda_gemm.py`` rounds the product first.
 
 The norm before a product is no launch: its weight is multiplied into the matrix at load, and the
-1 / rms of a row scales the row's product: in our product's float sums, or after cuBLAS in the
-kernel that takes it.
+1 / rms of a row scales the row's product: in our products' float sums, or after cuBLAS (and where a
+bias follows a large matrix) in the kernel that takes it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Linears:
             return self._gemm.linear(x, weight, bias, eps), None, 0.0
         if eps is None:
             return self._linear(x, weight, bias), None, 0.0
+        if bias is None and self._wide.fits(len(x), *weight.shape):
+            return self._wide.linear(x, weight, norm_eps=eps), None, 0.0
         return self._linear(x, weight, None), x, eps
 
     def linear_add(self, x: Tensor, matrix: Matrix, residual: Tensor) -> Tensor:

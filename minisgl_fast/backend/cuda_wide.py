@@ -3,15 +3,16 @@
     gemm = WideGemm(device)
     if gemm.fits(num_rows, n, k): ...             # also where SmallGemm does not
     y = gemm.linear(x, weight)                    # x W^T, W [N, K]
+    y = gemm.linear(x, weight, norm_eps=eps)      # of x / rms(x)
     gemm.linear_add(x, weight, residual)          # residual += x W^T
     y = gemm.linear_silu_mul(x, weight, eps)      # silu(gate) * up of the product of x / rms(x)
 
 ``cuda_gemm.py`` serves fewer rows and smaller matrices, cuBLAS all else. Every sum is kept in float
 and rounded once, the residual with it. Plans are what was fastest on the H200 (docs/kernel-log.md).
 
-Blocks of a stream-K launch wait for each other's sums, so all of them must run at once: a grid is
-never larger than the device. Sums that go from block to block lie in a workspace that all launches
-of the stream share, each after the one before.
+Blocks of a launch wait for each other's sums (stream-K) and scales of rows (``norm_eps``), so all
+of them must run at once: a grid is never larger than the device. What goes from block to block lies
+in a workspace that all launches of the stream share, each after the one before.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_ROWS = max(GEMM_WIDE_COLUMNS)
 MIN_WEIGHT = 1 << 24  # elements; below, a launch's own latency counts more than its bytes
 STEP_K = 64
 BARRIER_BYTES = 1024
-NUM_SCALES = 256  # of rows; two counters follow
+NUM_SCALES = 256  # of rows, in the workspace; two counters follow
 MAX_STAGES = 16
 MAX_SPLIT = 3
 BLOCK_RESERVE = 1024  # shared memory that the driver takes for each block
@@ -97,11 +98,20 @@ class WideGemm:
         """
         return self._launch_of(num_rows, n, k, gated) is not None
 
-    def linear(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-        """[num_rows, N] = x W^T; ``out``: its rows may have a stride; a new one by default."""
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        out: Tensor | None = None,
+        norm_eps: float | None = None,
+    ) -> Tensor:
+        """[num_rows, N] = x W^T; ``out``: its rows may have a stride; a new one by default.
+
+        ``norm_eps``: the product of x / rms(x); the rows' scales are part of the float sums.
+        """
         if out is None:
             out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-        self._run(out, x, weight)
+        self._run(out, x, weight, norm_eps=norm_eps)
         return out
 
     def linear_add(self, x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
@@ -112,7 +122,7 @@ class WideGemm:
     def linear_silu_mul(self, x: Tensor, weight: Tensor, norm_eps: float | None = None) -> Tensor:
         """[num_rows, N / 2]: the backend's ``silu_mul`` of the product; W is gate rows, then up.
 
-        ``norm_eps``: the product of x / rms(x); the rows' scales are part of the float sums.
+        ``norm_eps``: as of ``linear``.
         """
         out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
         self._run(out, x, weight, gated=True, norm_eps=norm_eps)

@@ -94,6 +94,11 @@ def operands(
     return x[:MAX_ROWS], weight[:n]
 
 
+def row_sizes() -> torch.Tensor:
+    """A factor for each row, no two alike."""
+    return torch.logspace(-5, 2, MAX_ROWS, base=2, device="cuda").bfloat16()[:, None]
+
+
 def slack_of(xs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """What float sums may be off by: far less than one of their products."""
     norms = [part.float().norm(dim=1).double() for part in weight.split(16384)]
@@ -112,11 +117,13 @@ def workspace_is_zero(gemm: WideGemm) -> bool:
 
 
 @pytest.mark.parametrize(("n", "k", "row_counts"), [*PLAIN_CASES, *GATED_CASES, *ODD_CASES])
-def test_product_and_product_added_to_a_residual(
+def test_product_alone_or_of_normed_rows_or_added_to_a_residual(
     gemm: WideGemm, made: list[Output], n: int, k: int, row_counts: tuple[int, ...]
 ) -> None:
     xs, weight = operands(n, k)
+    xs *= row_sizes()
     expected, slack = product(xs, weight), slack_of(xs, weight)
+    mean_squares = xs.double().square().mean(dim=1, keepdim=True)
     old = draw(2, MAX_ROWS, n, scale=k**0.5)
     for index, num_rows in enumerate(row_counts):
         assert gemm.fits(num_rows, n, k)
@@ -129,6 +136,13 @@ def test_product_and_product_added_to_a_residual(
         assert torch.equal(own, strided.out), num_rows
         assert relative_error(own, exact) < 3e-3, num_rows
         assert within(own, exact, exact.abs() * STEP + slack[rows]), num_rows
+        for eps in (1e-6, 0.5):  # the last decides about small rows
+            normed, scale = Output(num_rows, n, n + 16), torch.rsqrt(mean_squares[rows] + eps)
+            assert gemm.linear(x, weight, normed.out, norm_eps=eps) is normed.out
+            scaled, off = exact * scale, slack[rows] * scale * 2
+            assert relative_error(normed.out, scaled) < 3e-3, (num_rows, eps)
+            assert within(normed.out, scaled, scaled.abs() * STEP + off), (num_rows, eps)
+            assert normed.guards_hold(), (num_rows, eps)
         residual = Output(num_rows, n, n)
         residual.out.copy_(old[rows])
         assert gemm.linear_add(x, weight, residual.out) is residual.out
@@ -164,7 +178,7 @@ def test_silu_of_the_gate_times_up(
     gemm: WideGemm, made: list[Output], n: int, k: int, row_counts: tuple[int, ...]
 ) -> None:
     xs, weight = operands(n, k, seed=5, scale=k**-0.5)
-    xs *= torch.logspace(-5, 2, MAX_ROWS, base=2, device="cuda").bfloat16()[:, None]
+    xs *= row_sizes()
     products, slack = product(xs, weight), slack_of(xs, weight) * 2
     mean_squares = xs.double().square().mean(dim=1, keepdim=True)
     for eps in (None, 1e-6, 0.5):  # the last decides about small rows
@@ -193,22 +207,27 @@ def launch_of(gemm: WideGemm, kind: str, num_rows: int, n: int, k: int, seed: in
     """A product that gives a new tensor every time."""
     xs, weight = operands(n, k, seed, scale=k**-0.5)
     x = xs[:num_rows]
-    if kind == "linear":
-        return partial(gemm.linear, x, weight)
+    eps = 1e-6 if "normed" in kind else None
+    if "linear" in kind:
+        return partial(gemm.linear, x, weight, norm_eps=eps)
     if kind == "add":
         old = draw(seed + 2, num_rows, n)
         return lambda: gemm.linear_add(x, weight, old.clone())
-    return partial(gemm.linear_silu_mul, x, weight, 1e-6 if kind == "normed" else None)
+    return partial(gemm.linear_silu_mul, x, weight, eps)
 
 
 # They share a workspace, or leave it alone: each alternates with the next one.
 KINDS = [
     ("linear", 24576, 4096),
-    ("normed", 19456, 2560),
+    ("normed gated", 19456, 2560),
+    ("normed linear", 7168, 5120),
     ("gated", 272, 61696),
+    ("normed linear", 1040, 16192),
     ("add", 87392, 192),
+    ("normed linear", 8464, 1984),
+    ("normed linear", 87392, 192),
     ("linear", 5120, 5120),
-    ("normed", 1040, 16192),
+    ("normed gated", 1040, 16192),
     ("add", 8464, 1984),
     ("gated", 8464, 1984),
 ]
@@ -238,13 +257,18 @@ def test_repeated_and_alternating_launches_give_the_same_bits(
 def test_other_numbers_of_rows_may_follow(gemm: WideGemm) -> None:
     """Flags and scales of more or fewer rows are no matter to who comes next."""
     xs, weight = operands(19456, 2560, 20, scale=2560**-0.5)
-    counts = (64, 9, 33, 16, 64, 17)
+    other = draw(22, 7168, 2560, scale=2560**-0.5)
+    launches: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda x: gemm.linear_silu_mul(x, weight, 1e-6),
+        lambda x: gemm.linear(x, other, norm_eps=1e-6),
+    ]
+    order = [(m, which) for m in (64, 9, 33, 16, 64, 17) for which in (0, 1, 0)]
     expected = {}
-    for num_rows in counts:
+    for num_rows, which in order:
         torch.cuda.synchronize()
-        expected[num_rows] = gemm.linear_silu_mul(xs[:num_rows], weight, 1e-6)
-    results = [(m, gemm.linear_silu_mul(xs[:m], weight, 1e-6)) for _ in range(5) for m in counts]
-    assert all(torch.equal(result, expected[num_rows]) for num_rows, result in results)
+        expected[num_rows, which] = launches[which](xs[:num_rows])
+    results = [(key, launches[key[1]](xs[: key[0]])) for _ in range(5) for key in order]
+    assert all(torch.equal(result, expected[key]) for key, result in results)
     assert workspace_is_zero(gemm)
 
 
@@ -256,13 +280,17 @@ def test_chain_in_a_graph_equals_single_launches(gemm: WideGemm, num_rows: int) 
         (
             draw(i, 2 * width, hidden, scale=hidden**-0.5),  # gated
             draw(i + 30, hidden, width, scale=width**-0.5),  # K in parts
-            draw(i + 60, width, hidden, scale=hidden**-0.5),  # stream-K
+            draw(i + 60, width, hidden, scale=hidden**-0.5),  # stream-K, normed
+            draw(i + 90, 7168, hidden, scale=hidden**-0.5),  # K in parts, normed
+            draw(i + 120, hidden, 7168, scale=7168**-0.5),
         )
         for i in range(num_layers)
     ]
     assert gemm.fits(num_rows, 2 * width, hidden, gated=True)  # loaded before a capture
     assert gemm.fits(num_rows, hidden, width)
     assert gemm.fits(num_rows, width, hidden)
+    assert gemm.fits(num_rows, 7168, hidden)
+    assert gemm.fits(num_rows, hidden, 7168)
 
     def chain(residual: torch.Tensor, *, wait: bool) -> None:
         def done(result: torch.Tensor) -> torch.Tensor:
@@ -270,10 +298,12 @@ def test_chain_in_a_graph_equals_single_launches(gemm: WideGemm, num_rows: int) 
                 torch.cuda.synchronize()
             return result
 
-        for gate_up, down, up in layers:
+        for gate_up, down, up, qkv, o in layers:
+            middle = done(gemm.linear(residual, qkv, norm_eps=1e-6))
+            done(gemm.linear_add(middle, o, residual))
             middle = done(gemm.linear_silu_mul(residual, gate_up, 1e-6))
             done(gemm.linear_add(middle, down, residual))
-            middle = done(gemm.linear(residual, up))
+            middle = done(gemm.linear(residual, up, norm_eps=1e-6))
             done(gemm.linear_add(middle, down, residual))
 
     starts = [draw(seed, num_rows, hidden) for seed in range(200, 208)]
@@ -293,7 +323,7 @@ def test_chain_in_a_graph_equals_single_launches(gemm: WideGemm, num_rows: int) 
 
 
 @pytest.mark.parametrize("num_rows", [16, 64])
-@pytest.mark.parametrize("kind", ["linear", "normed"])
+@pytest.mark.parametrize("kind", ["linear", "normed linear", "normed gated"])
 @pytest.mark.parametrize(("n", "k"), [(5120, 17408), (19456, 2560)])
 def test_x_that_the_kernel_before_writes_is_waited_for(
     gemm: WideGemm, n: int, k: int, kind: str, num_rows: int
@@ -303,8 +333,8 @@ def test_x_that_the_kernel_before_writes_is_waited_for(
     sources = [draw(seed, num_rows, k, scale=1 + seed % 4) for seed in range(40, 44)]
 
     def compute(rows: torch.Tensor) -> torch.Tensor:
-        if kind == "linear":
-            return gemm.linear(rows, weight)
+        if "linear" in kind:
+            return gemm.linear(rows, weight, norm_eps=1.0 if "normed" in kind else None)
         return gemm.linear_silu_mul(rows, weight, 1.0)
 
     expected = []

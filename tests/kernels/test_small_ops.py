@@ -119,6 +119,30 @@ def test_products_are_those_of_the_reference(linears, rows, out, width):
                 check(linears.logits(x, matrix), expected)
 
 
+@pytest.mark.parametrize("rows", [9, 33, 64, 65])
+def test_rows_of_large_products_are_scaled_once(linears, rows):
+    """By the product, or after it by who takes it; then comes the bias."""
+    from minisgl_fast.backend.interface import Matrix
+
+    n, k = 4112, 4096
+    x, bias = draw(rows, k, scale=3), draw(n, seed=2)
+    x *= torch.arange(1, rows + 1, device="cuda")[:, None]
+    weight, ones = draw(n, k, seed=1, scale=k**-0.5), torch.ones_like(x[0])
+    scale = torch.rsqrt(x.double().pow(2).mean(-1, keepdim=True) + EPS)
+    for the_bias in (None, bias):
+        matrix = Matrix(weight, the_bias, (ones, EPS), unit_norm=True)
+        y, scaled_by, eps = linears.unscaled(x, matrix)
+        if the_bias is None and linears._wide.fits(rows, n, k):
+            assert scaled_by is None
+        if scaled_by is not None:
+            assert scaled_by is x and eps == EPS
+            y = y * scale + (0.0 if the_bias is None else the_bias.double())
+        expected = (x.double() * scale) @ weight.double().T
+        if the_bias is not None:
+            expected += the_bias.double()
+        assert ((y.double() - expected).norm() / expected.norm()) < 1e-2
+
+
 def test_norms_of_tiny_and_large_values_are_finite(linears):
     weight = torch.ones(1024, dtype=torch.bfloat16, device="cuda")
     x = torch.zeros(3, 1024, dtype=torch.bfloat16, device="cuda")
