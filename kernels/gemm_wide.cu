@@ -65,7 +65,6 @@ __device__ __forceinline__ void copy(
     const int filled = min(piece.end, piece.at + ring.count);
     for (int at = piece.at; at < filled; at++, ring.advance()) copy_weight(at);
     pdl_wait();
-    pdl_launch_dependents();
     ring = start;
     for (int at = piece.at; at < filled; at++, ring.advance()) copy_x(at);
     for (int at = filled; at < piece.end; at++, ring.advance()) {
@@ -73,6 +72,7 @@ __device__ __forceinline__ void copy(
         copy_weight(at);
         copy_x(at);
     }
+    pdl_launch_dependents();  // their loads follow the last of these, and do not delay any
 }
 
 // Sums over some steps; sums[1]: of the up rows.
