@@ -1,4 +1,5 @@
-"""Matrix products of 9 to 64 rows with large matrices on Hopper: launches of ``gemm_wide.cu``.
+"""Matrix products of up to 64 rows with large and medium matrices on Hopper: launches of
+``gemm_wide.cu``.
 
     gemm = WideGemm(device)
     if gemm.fits(num_rows, n, k): ...             # also where SmallGemm does not
@@ -23,15 +24,15 @@ import torch
 from torch import Tensor
 
 from minisgl_fast.backend.kernel import HAS_LAUNCHER, Kernel, get_kernel, tensor_map
-from minisgl_fast.backend.kernels_table import GEMM_WIDE_COLUMNS
 
-MAX_ROWS = max(GEMM_WIDE_COLUMNS)
-MIN_WEIGHT = 1 << 24  # elements; below, a launch's own latency counts more than its bytes
+MAX_ROWS = 64
+MIN_LARGE = 1 << 24  # elements of W: the time is that of its bytes
+MIN_MEDIUM, MAX_MEDIUM = 1 << 21, 1 << 23  # that of a launch, which the one before hides here
 STEP_K = 64
 BARRIER_BYTES = 1024
 NUM_SCALES = 256  # of rows, in the workspace; two counters follow
 MAX_STAGES = 16
-MAX_SPLIT = 3
+MAX_LARGE_SPLIT, MAX_SPLIT = 3, 8
 BLOCK_RESERVE = 1024  # shared memory that the driver takes for each block
 
 
@@ -130,21 +131,23 @@ class WideGemm:
 
     def plan(self, num_rows: int, n: int, k: int, *, gated: bool = False) -> WidePlan | None:
         """How to cut this product; None where it is not ours."""
-        may_run = (
-            self._is_served
-            and 0 < num_rows <= MAX_ROWS
-            and n * k >= MIN_WEIGHT
-            and n % 16 == 0
-            and k % STEP_K == 0
-            and k >= MAX_SPLIT * STEP_K
-        )
-        if not may_run:
+        size = n * k
+        if not self._is_served or not 0 < num_rows <= MAX_ROWS or n % 16 or k % STEP_K:
             return None
-        columns = min(columns for columns in GEMM_WIDE_COLUMNS if columns >= num_rows)
-        if gated:
-            return WidePlan(columns, True, 2, 1)
-        split = min(MAX_SPLIT, self._num_sms // -(-n // 128))
-        return WidePlan(columns, False, 2, split) if split > 1 else WidePlan(columns, False, 1, 1)
+        columns = max(16, 1 << (num_rows - 1).bit_length())
+        if size >= MIN_LARGE and k >= MAX_LARGE_SPLIT * STEP_K:
+            if gated:
+                return WidePlan(columns, True, 2, 1)
+            split = min(MAX_LARGE_SPLIT, self._num_sms // -(-n // 128))
+            return (
+                WidePlan(columns, False, 2, split) if split > 1 else WidePlan(columns, False, 1, 1)
+            )
+        if MIN_MEDIUM <= size <= MAX_MEDIUM and k >= MAX_SPLIT * STEP_K and not gated:
+            # Few bytes: as many blocks as find room wait for x with their share of W.
+            room = self._num_sms // -(-n // 64)
+            split = max(split for split in (1, 2, 4, MAX_SPLIT) if split <= max(room, 1))
+            return WidePlan(64, False, 1, split)
+        return None
 
     def _launch_of(self, num_rows: int, n: int, k: int, gated: bool) -> _Launch | None:
         key = (num_rows, n, k, gated)

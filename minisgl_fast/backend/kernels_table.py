@@ -114,8 +114,10 @@ GEMM_SMALL = tuple(
 )
 
 # Rows of x that there is room for, and how W is cut: (gated, warpgroups, blocks that share K).
-GEMM_WIDE_COLUMNS = (16, 32, 64)
-GEMM_WIDE_CUTS = ((0, 1, 1), (0, 2, 2), (0, 2, 3), (1, 2, 1))
+GEMM_WIDE_CUTS = {
+    **dict.fromkeys((16, 32), ((0, 1, 1), (0, 2, 2), (0, 2, 3), (1, 2, 1))),
+    64: ((0, 1, 1), (0, 1, 2), (0, 1, 4), (0, 1, 8), (0, 2, 2), (0, 2, 3), (1, 2, 1)),
+}
 
 GEMM_WIDE = tuple(
     KernelSpec(
@@ -130,8 +132,8 @@ GEMM_WIDE = tuple(
         ),
         only=("sm_90a",),
     )
-    for columns in GEMM_WIDE_COLUMNS
-    for gated, warpgroups, split in GEMM_WIDE_CUTS
+    for columns, cuts in GEMM_WIDE_CUTS.items()
+    for gated, warpgroups, split in cuts
 )
 
 # Joined here, one line a section: ``*ATTENTION_DECODE,`` and so on.

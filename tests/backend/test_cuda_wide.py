@@ -1,4 +1,4 @@
-"""How large products are cut, without a GPU: every launch keeps the contract of gemm_wide.cu."""
+"""How wide products are cut, without a GPU: every launch keeps the contract of gemm_wide.cu."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from minisgl_fast.backend.kernels_table import GEMM_WIDE
 
 NUM_SMS = 132
 SM_BYTES = 228 * 1024  # of shared memory; a block may take all but BLOCK_RESERVE
-SHAPES = [
+LARGE = [
     *((6144, 4096), (4096, 4096), (24576, 4096), (4096, 12288)),
     *((7168, 5120), (5120, 5120), (34816, 5120), (5120, 17408)),
     *((10240, 5120), (5120, 8192), (51200, 5120), (5120, 25600)),
     *((151936, 1024), (1040, 16192), (7184, 2368), (8464, 1984), (87392, 192), (16, 1 << 20)),
+]
+MEDIUM = [
+    *((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)),
+    *((2048, 2048), (896, 4864), (16368, 512), (16, 1 << 17)),
+]
+CASES = [
+    *((n, k, gated) for n, k in LARGE for gated in (False, True)),
+    *((n, k, False) for n, k in MEDIUM),
 ]
 
 
@@ -41,8 +49,7 @@ def gemm(monkeypatch: pytest.MonkeyPatch) -> WideGemm:
     return make(monkeypatch, (9, 0))
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("n", "k"), SHAPES)
+@pytest.mark.parametrize(("n", "k", "gated"), CASES)
 def test_launch_keeps_the_contract_of_the_kernel(
     gemm: WideGemm, n: int, k: int, gated: bool
 ) -> None:
@@ -84,6 +91,10 @@ def test_launch_keeps_the_contract_of_the_kernel(
         (64, 8464, 2000),
         (64, 8472, 1984),
         (64, 131072, 128),  # less K than three blocks could share
+        (65, 4096, 1024),
+        (64, 1024, 2032),
+        (64, 8448, 1024),  # between medium and large
+        (64, 8192, 256),  # less K than eight could
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -105,12 +116,13 @@ def test_other_devices_have_none(
     assert gemm._partials.numel() == 0
 
 
-def test_order_of_the_sums_does_not_depend_on_the_number_of_rows(gemm: WideGemm) -> None:
-    for n, k in SHAPES:
-        for gated in (False, True):
-            cuts = set()
-            for num_rows in range(1, MAX_ROWS + 1):
-                launch = gemm._launch_of(num_rows, n, k, gated)
-                assert launch is not None
-                cuts.add((launch.plan.warpgroups, launch.plan.split, launch.grid))
-            assert len(cuts) == 1
+@pytest.mark.parametrize(("n", "k", "gated"), CASES)
+def test_order_of_the_sums_does_not_depend_on_the_number_of_rows(
+    gemm: WideGemm, n: int, k: int, gated: bool
+) -> None:
+    cuts = set()
+    for num_rows in range(1, MAX_ROWS + 1):
+        launch = gemm._launch_of(num_rows, n, k, gated)
+        assert launch is not None
+        cuts.add((launch.plan.warpgroups, launch.plan.split, launch.grid))
+    assert len(cuts) == 1

@@ -1,5 +1,6 @@
-"""Products of 9 to 64 rows with large matrices on a Hopper GPU: against float64, with NaN around
-all that is read or written, and the same bits however launches of all kinds follow one another.
+"""Products of dozens of rows with large and medium matrices on a Hopper GPU: against float64, with
+NaN around all that is read or written, and the same bits however launches of all kinds follow one
+another.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ OTHERS = {
 # least K that there may be, and (gated) with dozens of blocks to a tile.
 ODD = [(1040, 16192), (7184, 2368), (8464, 1984), (87392, 192), (272, 61696)]
 ROWS = (9, 15, 16, 17, 24, 32, 33, 48, 63, 64)
+# Layers of 0.6B; then N no multiple of a tile, with K in 8, 4, 2 and 1 parts, and little K.
+MEDIUM = [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)]
+MEDIUM += [(1008, 2112), (1936, 1152), (4112, 1088), (8464, 896), (12304, 512)]
+MEDIUM_ROWS = (1, 17, 33, 48, 63, 64)
 MAX_ROWS = 64
 GUARD = 256  # elements before and behind an output
 STEP = 2**-8  # what rounding to bfloat16 may change, relative
 ODD_CASES = [pytest.param(n, k, (m,), id=f"{n}x{k}-{m}") for n, k in ODD for m in ROWS]
 GATED_CASES = [pytest.param(n, k, ROWS, id=f"{n}x{k}") for n, k in GATE_UP]
 PLAIN_CASES = [pytest.param(n, k, ROWS, id=f"{n}x{k}") for of in OTHERS.values() for n, k in of]
+MEDIUM_CASES = [pytest.param(n, k, MEDIUM_ROWS, id=f"{n}x{k}") for n, k in MEDIUM]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -116,7 +122,9 @@ def workspace_is_zero(gemm: WideGemm) -> bool:
     return not gemm._flags.any().item() and not counters.any().item()
 
 
-@pytest.mark.parametrize(("n", "k", "row_counts"), [*PLAIN_CASES, *GATED_CASES, *ODD_CASES])
+@pytest.mark.parametrize(
+    ("n", "k", "row_counts"), [*PLAIN_CASES, *GATED_CASES, *ODD_CASES, *MEDIUM_CASES]
+)
 def test_product_alone_or_of_normed_rows_or_added_to_a_residual(
     gemm: WideGemm, made: list[Output], n: int, k: int, row_counts: tuple[int, ...]
 ) -> None:
@@ -223,6 +231,8 @@ KINDS = [
     ("normed linear", 7168, 5120),
     ("gated", 272, 61696),
     ("normed linear", 1040, 16192),
+    ("normed linear", 4096, 1024),
+    ("add", 1024, 3072),
     ("add", 87392, 192),
     ("normed linear", 8464, 1984),
     ("normed linear", 87392, 192),
@@ -272,25 +282,32 @@ def test_other_numbers_of_rows_may_follow(gemm: WideGemm) -> None:
     assert workspace_is_zero(gemm)
 
 
-@pytest.mark.parametrize("num_rows", [16, 48])
-def test_chain_in_a_graph_equals_single_launches(gemm: WideGemm, num_rows: int) -> None:
+@pytest.mark.parametrize(
+    ("num_rows", "hidden", "width", "attention"),
+    [
+        (16, 2560, 9728, 7168),
+        (48, 2560, 9728, 7168),
+        (40, 1024, 3072, 2048),
+        (64, 1024, 3072, 2048),
+    ],
+)
+def test_chain_in_a_graph_equals_single_launches(
+    gemm: WideGemm, num_rows: int, hidden: int, width: int, attention: int
+) -> None:
     """Launches that overlap, each on the result of the one before, replayed with other x."""
-    hidden, width, num_layers = 2560, 9728, 3
     layers = [
         (
-            draw(i, 2 * width, hidden, scale=hidden**-0.5),  # gated
-            draw(i + 30, hidden, width, scale=width**-0.5),  # K in parts
-            draw(i + 60, width, hidden, scale=hidden**-0.5),  # stream-K, normed
-            draw(i + 90, 7168, hidden, scale=hidden**-0.5),  # K in parts, normed
-            draw(i + 120, hidden, 7168, scale=7168**-0.5),
+            draw(i, 2 * width, hidden, scale=hidden**-0.5),  # gated, if large
+            draw(i + 30, hidden, width, scale=width**-0.5),
+            draw(i + 60, width, hidden, scale=hidden**-0.5),
+            draw(i + 90, attention, hidden, scale=hidden**-0.5),
+            draw(i + 120, hidden, attention, scale=attention**-0.5),
         )
-        for i in range(num_layers)
+        for i in range(3)
     ]
-    assert gemm.fits(num_rows, 2 * width, hidden, gated=True)  # loaded before a capture
-    assert gemm.fits(num_rows, hidden, width)
-    assert gemm.fits(num_rows, width, hidden)
-    assert gemm.fits(num_rows, 7168, hidden)
-    assert gemm.fits(num_rows, hidden, 7168)
+    has_gated = gemm.fits(num_rows, 2 * width, hidden, gated=True)  # loaded before a capture
+    assert has_gated == (hidden > 1024)
+    assert all(gemm.fits(num_rows, *weight.shape) for weight in layers[0][1:])
 
     def chain(residual: torch.Tensor, *, wait: bool) -> None:
         def done(result: torch.Tensor) -> torch.Tensor:
@@ -301,8 +318,9 @@ def test_chain_in_a_graph_equals_single_launches(gemm: WideGemm, num_rows: int) 
         for gate_up, down, up, qkv, o in layers:
             middle = done(gemm.linear(residual, qkv, norm_eps=1e-6))
             done(gemm.linear_add(middle, o, residual))
-            middle = done(gemm.linear_silu_mul(residual, gate_up, 1e-6))
-            done(gemm.linear_add(middle, down, residual))
+            if has_gated:
+                middle = done(gemm.linear_silu_mul(residual, gate_up, 1e-6))
+                done(gemm.linear_add(middle, down, residual))
             middle = done(gemm.linear(residual, up, norm_eps=1e-6))
             done(gemm.linear_add(middle, down, residual))
 
