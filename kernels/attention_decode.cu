@@ -20,10 +20,11 @@ Memory-bound: every K and V byte is read once, and all else hides behind that st
 Launch: grid of any size (partials has room for it; num_sms * blocks an SM is best), block THREADS,
 dynamic shared memory STAGES * STAGE_BYTES (backend/cuda_attention.py computes them), -D HEAD_DIM
 (64, 128), HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after the kernel
-that writes qkv: before its wait it reads context_lens, seq_slots, the page table and the keys and
-values of earlier steps, so all tiles. With `beside_prefill` the kernel before is prefill attention of
-the same step, and qkv was written before that: complete, as pdl_launch_dependents has it. So nothing
-waits until the end, and the blocks stream while those of the prefill compute.
+that writes qkv: before its wait it reads what was there before the step's first product, namely
+context_lens, seq_slots, the page table and the keys and values of earlier steps, so all tiles. With
+`beside_prefill` the kernel before is prefill attention of the same step, and qkv was written before
+that: complete, as pdl_launch_dependents has it. So nothing waits until the end, and the blocks stream
+while those of the prefill compute.
 qkv [num_seqs][num_kv_heads * (group + 2)][HEAD_DIM], out [num_seqs][num_kv_heads * group][HEAD_DIM];
 sequence i is row i of qkv, context_lens (the new token included) and seq_slots; page_table [..,
 table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.

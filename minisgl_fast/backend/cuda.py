@@ -165,7 +165,7 @@ class CudaBackend:
         bias = None if rows is None else matrix.bias
         new = NewTokens(value, q_norm, k_norm, eps, rope_table, rows, rows_eps, bias)
         q = torch.empty(len(x), num_heads, head_dim, dtype=x.dtype, device=self.device)
-        first = step.num_decode  # decode attention finishes what comes before
+        first = step.num_decode  # what comes before is left to decode attention
         if first < len(x):
             self._kv_store(
                 value[first:],

@@ -131,10 +131,10 @@ class Backend(Protocol):
         head_dim: int,
     ) -> Any:
         """The heads of the product [N, (H + 2K) * D]: norm, rotate, store K and V; the queries, as
-        ``attention`` takes them.
+        ``attention`` takes them. A part of this may be left to ``attention``.
 
-        K and V go to ``step.kv_slots`` (-1: nowhere); what is stored is finite whatever the input,
-        so that no request can spoil another's pages. ``attention`` may do a part of this.
+        K and V go to ``step.kv_slots`` (-1: nowhere). No request can spoil another's results: what
+        is stored is finite whatever the input, or nobody uses what lies beyond his sequence.
         """
 
     def attention(
