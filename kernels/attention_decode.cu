@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #if HAS_BULK_COPY
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            mbarrier_init(shared_address(&shared.full[i]), 2);  // produce, make_new
+            mbarrier_init(shared_address(&shared.full[i]), 1 + 32);  // produce, make_new
             mbarrier_init(shared_address(&shared.empty[i]), WARPS);
         }
         mbarrier_init_fence();

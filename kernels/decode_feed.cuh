@@ -83,6 +83,7 @@ __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& 
         }
     }
 }
+
 // What is new in the tiles: the scale of a sequence's row beside the first of a segment, and the new
 // token's key and value in the last of the sequence. It runs ahead of the consumers as the copies do.
 __device__ void make_new(
@@ -111,10 +112,8 @@ __device__ void make_new(
                              row % rows / 16 * 16 * 128;
                 fresh.patch(k, k + HALVES * half_bytes, half_bytes, row % 16);
             }
-            if (lane == 0) {
-                shared.scale[stage] = scale;
-                mbarrier_arrive(shared_address(&shared.full[stage]));
-            }
+            if (lane == 0) shared.scale[stage] = scale;
+            mbarrier_arrive(shared_address(&shared.full[stage]));
             if (is_last) pages.store(fresh, walk);
             __syncwarp();
             if (++stage == STAGES) stage = 0, parity ^= 1;

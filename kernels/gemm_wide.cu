@@ -229,13 +229,10 @@ __device__ __forceinline__ void fetch_scales(
     __syncwarp();
     for (int row = lane; row < NUM_SCALES; row += 32)
         row_scales[row] = row < a.num_rows ? __ldcg(a.scales + row) : 1.0f;
-    __syncwarp();
-    if (lane == 0) {
-        mbarrier_arrive(ring.scaled);
-        // The last to have seen all leaves both counters zero, for the next launch.
-        const uint32_t last = gridDim.x - 1;
-        if (atomicInc(a.scales_used(), last) == last) *a.scales_found() = 0;
-    }
+    mbarrier_arrive(ring.scaled);
+    // The last to have seen all leaves both counters zero, for the next launch.
+    const uint32_t last = gridDim.x - 1;
+    if (lane == 0 && atomicInc(a.scales_used(), last) == last) *a.scales_found() = 0;
 }
 
 // Sums of tokens 8 * first_group and on become those of x / rms(x); never part of an fma with what is
@@ -363,7 +360,7 @@ __launch_bounds__(BLOCK, MIN_BLOCKS) gemm_wide(
             mbarrier_init(ring.empty + 8 * i, 4 * WARPGROUPS);
         }
         mbarrier_init(ring.received, 1);
-        mbarrier_init(ring.scaled, 1);
+        mbarrier_init(ring.scaled, 32);
         mbarrier_init_fence();
 #if SPLIT > 1
         mbarrier_arrive_expect(ring.received, received_bytes(blockIdx.x % SPLIT));

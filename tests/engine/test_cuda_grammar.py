@@ -37,6 +37,7 @@ PATTERNS = {
         "(yes|no)(,(yes|no)){0,9}"
     ),
 }
+LONG = {b'%llguidance {"no_forcing": true}\nstart: /[0-9]{100,120}/': "[0-9]{100,120}"}
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def check_grammars(
         if request["grammar"]:
             assert result.tokens[-1] in ENDS
             text = b"".join(map(tokenizer.token_bytes, result.tokens[:-1])).decode()
-            assert re.fullmatch(PATTERNS[request["grammar"]], text)
+            assert re.fullmatch((PATTERNS | LONG)[request["grammar"]], text)
 
 
 def test_answers_obey_their_grammars(start: Start, tokenizer: Tokenizer) -> None:
@@ -91,11 +92,11 @@ def in_eights(driver: EngineDriver) -> list[list[Result]]:
 
 
 def test_constrained_requests_are_preempted_and_go_on(start: Start, tokenizer: Tokenizer) -> None:
-    driver = start(num_pages=20)
-    mixed = [{**request, "max_tokens": 300} for request in requests(48)]
-    results = driver.outputs(mixed)
+    driver = start(num_pages=20, page_size=16)  # room for no more than three
+    long = [{**request, "max_tokens": 300, "grammar": next(iter(LONG))} for request in requests(24)]
+    results = driver.outputs(long)
     assert driver.engine.stats()["preemptions"] > 0
-    check_grammars(mixed, results, tokenizer)
+    check_grammars(long, results, tokenizer)
 
 
 def test_token_rules_cut_down_a_grammar_and_free_text(start: Start, tokenizer: Tokenizer) -> None:
