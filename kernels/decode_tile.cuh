@@ -40,6 +40,9 @@ struct Shared {
     uint64_t full[STAGES], empty[STAGES];
     int is_last;
 };
+static_assert(
+    !LARGE_SHARED || sizeof(Shared) + STAGES * STAGE_BYTES + 1024 <= 228 * 1024 / BLOCKS_PER_SM,
+    "as many blocks as are launched would not run at once");
 
 __device__ __forceinline__ void consumers_sync() {
     asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
