@@ -22,8 +22,8 @@ dynamic shared memory STAGES * STAGE_BYTES (backend/cuda_attention.py computes t
 (64, 128), HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after the kernel
 that writes qkv: before its wait it reads what was there before the step's first product, namely
 context_lens, seq_slots, the page table and the keys and values of earlier steps, so all tiles. With
-`beside_prefill` the kernel before is prefill attention of the same step, and qkv was written before
-that: complete, as pdl_launch_dependents has it. So nothing waits until the end, and the blocks stream
+`beside_prefill` the kernel before is prefill attention of the same step, which lets this one start after
+its own wait: so qkv and all before it is complete, nothing waits until the end, and the blocks stream
 while those of the prefill compute.
 qkv [num_seqs][num_kv_heads * (group + 2)][HEAD_DIM], out [num_seqs][num_kv_heads * group][HEAD_DIM];
 sequence i is row i of qkv, context_lens (the new token included) and seq_slots; page_table [..,

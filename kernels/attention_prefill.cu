@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) attention_prefill(
     const int g = lane / 4, t = lane & 3;
 
     pdl_wait();
-    pdl_launch_dependents();
+    pdl_launch_dependents();  // not before the wait: attention_decode relies on it
     PrefillTiles<ROWS, HEAD_DIM * 4> tiles(
         q_start, context_lens, first_seq, num_seqs, group, num_kv_heads);
     const PrefillTile tile = tiles.find(blockIdx.x);

@@ -281,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + WARPGROUPS), 1) attentio
     }
     __syncthreads();
     pdl_wait();
-    pdl_launch_dependents();
+    pdl_launch_dependents();  // not before the wait: attention_decode relies on it
 
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == 0) {

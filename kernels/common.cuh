@@ -313,8 +313,10 @@ __device__ __forceinline__ void pdl_wait() {
 #endif
 }
 
-// Lets the next kernel's blocks start; their pdl_wait still waits for all of this grid. Only after
-// pdl_wait: so a block knows, before its own wait, that the kernel two before its own is complete.
+// Lets the next kernel's blocks start; their pdl_wait still waits for all of this grid, and so for all
+// before it. After pdl_wait, so that a block knows before its own wait that the kernel two before its own
+// is complete. gemm_small alone may be earlier: behind it, only what came before the step's first product
+// is known to be.
 __device__ __forceinline__ void pdl_launch_dependents() {
 #if HAS_BULK_COPY
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

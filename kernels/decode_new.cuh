@@ -66,7 +66,7 @@ __device__ __forceinline__ float row_scale(const NewTokens& a, int seq) {
     const uint4* row = (const uint4*)(a.rows + (int64_t)seq * a.hidden);
     float sum = 0.0f;
 #pragma unroll 8
-    for (int i = threadIdx.x % 32; i < a.hidden / 8; i += 32) sum += squares_of(row[i]);
+    for (int i = threadIdx.x % 32; i < a.hidden / 8; i += 32) sum += squares_of(__ldcg(row + i));
     return rsqrtf(warp_sum(sum) / a.hidden + a.rows_eps);
 }
 
@@ -148,8 +148,8 @@ struct NewKeyValue {
             angle.load(a.rope_table + (int64_t)position * HEAD_DIM + 2 * lane);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                key[i] = row[k_row + i * PAIRS];
-                value[i] = row[v_row + i * PAIRS];
+                key[i] = __ldcg(row + k_row + i * PAIRS);
+                value[i] = __ldcg(row + v_row + i * PAIRS);
                 if (a.k_norm) weight[i] = ((const uint32_t*)a.k_norm)[lane + i * PAIRS];
                 if (!a.bias) continue;
                 k_bias[i] = ((const uint32_t*)a.bias)[k_row + lane + i * PAIRS];

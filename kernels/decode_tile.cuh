@@ -66,7 +66,8 @@ struct Accumulator {
     }
 };
 
-// Q^T as B fragments, straight from global memory; heads past the group are zero.
+// Q^T as B fragments, straight from global memory; heads past the group are zero. From L2: beside a
+// prefill nobody has waited, and the rows of the layer before lay in the same place.
 __device__ __forceinline__ void load_query(
     uint32_t (&query)[HEAD_TILES][K_STEPS][2], const bf16* q, int group) {
     int g = (threadIdx.x % 32) / 4, t = threadIdx.x % 4;
@@ -76,8 +77,8 @@ __device__ __forceinline__ void load_query(
         bool exists = n * HEADS + g < group;
 #pragma unroll
         for (int k = 0; k < K_STEPS; k++) {
-            query[n][k][0] = exists ? row[k * 8] : 0;
-            query[n][k][1] = exists ? row[k * 8 + 4] : 0;
+            query[n][k][0] = exists ? __ldcg(row + k * 8) : 0;
+            query[n][k][1] = exists ? __ldcg(row + k * 8 + 4) : 0;
         }
     }
 }

@@ -16,9 +16,9 @@ The time of such a product is that of reading W, so everything serves one stream
 - Each lane copies (cp.async) what it will itself read into a ring of shared memory: no barrier in
   the loop. Warps take turns over K in steps of 64, so 128 bytes of a row are read together.
 - W is never written, so the ring fills before griddepcontrol.wait, while the kernels before still
-  run. The next kernel may start as soon as no block of this one has anything left to copy (`early`):
-  unlike others it may launch dependents before its own wait. What follows it must therefore read
-  nothing before its wait but weights, and what was there before the step's first product.
+  run. The next kernel may start as soon as a warp of each block has nothing left to copy (`early`):
+  unlike others this one may launch dependents before its own wait. What follows it must therefore
+  read nothing before its wait but weights, and what was there before the step's first product.
 - A block owns 16 * ROW_TILES rows of W, and a cluster of CLUSTER blocks splits K; sums go warp by
   warp and block by block in a fixed order, so equal inputs give equal bits. A row's bits do not
   depend on the other rows, nor on ROW_TILES or N_TILES; only on how K is split.

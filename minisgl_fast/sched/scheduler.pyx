@@ -123,7 +123,8 @@ cdef class Scheduler:
         )
         request.num_computed = last
         request.inflight += 1
-        # A step writes all its KV before it reads any, so whoever comes next may read it already.
+        # A step writes the KV of all chunks before it reads any (that of decodes comes later), so
+        # whoever comes next may read it already.
         request.publish(self.cache, last)
         self.budget -= last - first
         request.add_due_rows(plan, first, last)
