@@ -5,9 +5,9 @@ A stage holds the tile's pages, or its part of a larger page, one after the othe
 memory: [K|V][half][rows][128 bytes] with rows = min(page size, TILE).
 
 - sm_90 and newer: two warps walk the block's stretch beside the consumers. One copies every tile into
-  the ring; nothing that it copies is of this step, so it never waits for the kernel before. The other
-  makes the new tokens' keys and values, stores them, and puts them over the copy of the tile that ends
-  with them. Both arrive at each stage's `full`.
+  the ring, without the row of a new token; so nothing that it copies is of this step, and it never
+  waits for the kernel before. The other makes the new tokens' keys and values, and puts them into their
+  row of the ring and into their page. Both arrive at each stage's `full`.
 - older chips: each consumer warp copies its own rows of 16 tokens, and the one that has the new token
   makes its key and value.
 */
@@ -84,8 +84,8 @@ __device__ void produce(Walk walk, const Pages& pages, uint32_t stages, Shared& 
     }
 }
 
-// What is new in the tiles: the scale of a sequence's row beside the first of a segment, and the new
-// token's key and value in the last of the sequence. It runs ahead of the consumers as the copies do.
+// What is new in the tiles: the scale of the sequence's row beside each, and the new token's key and
+// value in the last of the sequence. It runs ahead of the consumers as the copies do.
 __device__ void make_new(
     Walk walk, const Pages& pages, uint32_t stages, Shared& shared, const NewTokens& tokens,
     bool has_waited) {

@@ -9,7 +9,7 @@ and the bias added, RMSNorm a head, RoPE; the key and value go into their page.
   dims i and i + HEAD_DIM / 2, which rotate together, are in one lane, and the four lanes of a head
   join their sums of squares.
 - A lane has of a key and a value dims 2l, 2l + 1 and those HEAD_DIM / 2 further. They go into their page
-  and over the tile in shared memory, which was copied before they were there.
+  and into the tile in shared memory, whose copy began before they were there (decode_feed.cuh).
 */
 #pragma once
 

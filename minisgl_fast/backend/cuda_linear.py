@@ -2,12 +2,12 @@
 
 For few rows the time is that of reading the weight, and what surrounds a product (norm, SiLU,
 residual) costs more as a launch of its own than inside: ``cuda_gemm.py`` for a handful of rows,
-``cuda_wide.py`` for up to 64 and a large matrix. That one and cuBLAS add the residual in float,
-before the one rounding to bfloat16; ``cuda_gemm.py`` rounds the product first.
+``cuda_wide.py`` for up to 64 and a large or medium matrix. That one and cuBLAS add the residual in
+float, before the one rounding to bfloat16; ``cuda_gemm.py`` rounds the product first.
 
 The norm before a product is no launch: its weight is multiplied into the matrix at load, and the
 1 / rms of a row scales the row's product: in our products' float sums, or after cuBLAS (and where a
-bias follows a large matrix) in the kernel that takes it.
+bias follows a wide product) in the kernel that takes it.
 """
 
 from __future__ import annotations
