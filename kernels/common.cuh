@@ -73,13 +73,15 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + exp2_fast(-x * LOG2E)); }
 
-// Of 8 bf16.
+// The sum of the squares of a pair, and of 8 bf16.
+__device__ __forceinline__ float squares_of(uint32_t pair) {
+    return bf16_low(pair) * bf16_low(pair) + bf16_high(pair) * bf16_high(pair);
+}
 __device__ __forceinline__ float squares_of(uint4 v) {
     const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        sum += bf16_low(pairs[i]) * bf16_low(pairs[i]) + bf16_high(pairs[i]) * bf16_high(pairs[i]);
+    for (int i = 0; i < 4; i++) sum += squares_of(pairs[i]);
     return sum;
 }
 
@@ -123,6 +125,11 @@ __device__ __forceinline__ float inverse_rms(const bf16* row, int size, float ep
 
 __device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float scale) {
     return pack_bf16(bf16_low(pair) * scale, bf16_high(pair) * scale);
+}
+
+// weight * round(pair * scale), rounded: a norm as transformers has it.
+__device__ __forceinline__ uint32_t norm_pair(uint32_t pair, float scale, uint32_t weight) {
+    return mul_bf16x2(weight, scale_pair(pair, scale));
 }
 
 constexpr uint32_t MINUS_ZEROS = 0x80008000u;  // a pair whose addition changes no bit

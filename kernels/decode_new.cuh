@@ -48,17 +48,8 @@ struct Angle {
     }
 };
 
-__device__ __forceinline__ float squares_of_pair(uint32_t x) {
-    return bf16_low(x) * bf16_low(x) + bf16_high(x) * bf16_high(x);
-}
-
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
-}
-
-// weight * round(x * scale), rounded.
-__device__ __forceinline__ uint32_t norm_pair(uint32_t x, float scale, uint32_t weight) {
-    return mul_bf16x2(weight, pack_bf16(bf16_low(x) * scale, bf16_high(x) * scale));
 }
 
 // 1 / rms of a sequence's row before its norm, by one warp.
@@ -113,7 +104,7 @@ __device__ __forceinline__ void finish_query(
             float sum = 0.0f;
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++)
-                sum += squares_of_pair(x[k][0]) + squares_of_pair(x[k][1]);
+                sum += squares_of(x[k][0]) + squares_of(x[k][1]);
             const float inverse = rsqrtf(quad_sum(sum) * (1.0f / HEAD_DIM) + a.eps);
 #pragma unroll
             for (int k = 0; k < K_STEPS; k++)
@@ -165,7 +156,7 @@ struct NewKeyValue {
         }
         if (a.k_norm) {
             const float sum = warp_sum(
-                lane < PAIRS ? squares_of_pair(key[0]) + squares_of_pair(key[1]) : 0.0f);
+                lane < PAIRS ? squares_of(key[0]) + squares_of(key[1]) : 0.0f);
             const float inverse = rsqrtf(sum * (1.0f / HEAD_DIM) + a.eps);
             key[0] = norm_pair(key[0], inverse, weight[0]);
             key[1] = norm_pair(key[1], inverse, weight[1]);

@@ -30,17 +30,13 @@ constexpr int ITERATIONS = 4;
 // weight * round(x / rms(x)), rounded; the head's lanes are LANES neighbours of one warp.
 __device__ __forceinline__ void rms_norm_head(uint32_t (&x)[4], uint4 weight, float eps) {
     const uint32_t w[4] = {weight.x, weight.y, weight.z, weight.w};
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        sum += bf16_low(x[i]) * bf16_low(x[i]) + bf16_high(x[i]) * bf16_high(x[i]);
+    float sum = squares_of(make_uint4(x[0], x[1], x[2], x[3]));
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset >>= 1)
         sum += __shfl_xor_sync(~0u, sum, offset);
     float scale = rsqrtf(sum * (1.0f / HEAD_DIM) + eps);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        x[i] = mul_bf16x2(w[i], pack_bf16(bf16_low(x[i]) * scale, bf16_high(x[i]) * scale));
+    for (int i = 0; i < 4; i++) x[i] = norm_pair(x[i], scale, w[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) kv_store(
