@@ -6,9 +6,9 @@ two (decode_new.cuh).
 Memory-bound: every K and V byte is read once, and all else hides behind that stream.
 - Work split on the device, no host plan: the tiles of 64 tokens of all (sequence, kv head) pairs
   form one line, and the blocks of a fixed grid take equal stretches of it ("stream-K"). A block
-  works through segments: its part of one pair. Where a pair is cut, each block leaves a partial
-  result (max, sum, O in float32) in the workspace and the last one to arrive merges them in order
-  of position, so repeated runs give equal bits.
+  works through segments: its part of one pair. Where a pair is cut, the other blocks leave partial
+  results (max, sum, O in float32) in the workspace, and the one with the pair's beginning merges them
+  in order of position (decode_merge.cuh), so repeated runs give equal bits.
 - Swapped operands: S^T = K Q^T and O^T = V^T P^T with mma.m16n8k16, so 16 tokens fill the rows and
   the query heads of one kv head the 8 columns (HEAD_TILES of 8). No row is padding.
 - Four consumer warps take 16 tokens of a tile each, with their own running max, sum and O, merged
@@ -28,25 +28,24 @@ while those of the prefill compute.
 qkv [num_seqs][num_kv_heads * (group + 2)][HEAD_DIM], out [num_seqs][num_kv_heads * group][HEAD_DIM];
 sequence i is row i of qkv, context_lens (the new token included) and seq_slots; page_table [..,
 table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.
-partials: float [2 * grid, 8 * HEAD_TILES, HEAD_DIM + 2]; counters: int32 [num_seqs * num_kv_heads],
-zero before the first launch, left zero by each.
+partials: float [2 * grid, 8 * HEAD_TILES, HEAD_DIM + 2], all bits set before the first launch, and left
+so by each.
 */
 #include "common.cuh"        // defines: bf16, mbarriers, bulk_copy, cp_async, kv_block_offset
 #include "decode_plan.cuh"   // defines: TILE, Stretches, Walk, plan
 #include "decode_tile.cuh"   // defines: sizes, Shared, Accumulator, load_query, attend
 #include "decode_new.cuh"    // defines: NewTokens, QueryParts, finish_query, row_scale
 #include "decode_feed.cuh"   // defines: Pages, produce, make_new, WarpLoads
-#include "decode_merge.cuh"  // defines: Partials, finish_heads, merge_few, merge_heads
+#include "decode_merge.cuh"  // defines: Cut, Partials, finish_heads
 
 // ---------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
     const bf16* __restrict__ qkv, uint8_t* kv, bf16* __restrict__ out,
     const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
-    const int* __restrict__ page_table, float* partials_base, unsigned int* counters,
-    const bf16* __restrict__ q_norm, const bf16* __restrict__ k_norm,
-    const float* __restrict__ rope_table, const bf16* __restrict__ norm_rows,
-    const bf16* __restrict__ bias, int num_seqs, int num_kv_heads, int group, int table_stride,
+    const int* __restrict__ page_table, float* partials_base, const bf16* __restrict__ q_norm,
+    const bf16* __restrict__ k_norm, const float* __restrict__ rope_table,
+    const bf16* __restrict__ norm_rows, const bf16* __restrict__ bias, int num_seqs, int num_kv_heads, int group, int table_stride,
     int page_shift, int hidden, float scale, float eps, float rows_eps, int beside_prefill) {
     extern __shared__ __align__(1024) uint8_t stages_memory[];
     __shared__ Shared shared;
@@ -90,10 +89,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     for (int i = 0; i < STAGES - 1; i++) loads.issue();
 #endif
     bool more = walk.next();
+    QueryParts parts;
+    if (more && PREFETCH_QUERY) parts.load(tokens, walk.length - 1);
     if (!beside_prefill) {
         pdl_wait();
         pdl_launch_dependents();
     }
+    const Partials partials = {partials_base};
+    int stage = 0, parity = 0, side = 0;
+    auto raw_query = [&]() { return tokens.row(walk.seq) + walk.head * group * HEAD_DIM; };
+    uint32_t query[HEAD_TILES][K_STEPS][2];
+    if (more && PREFETCH_QUERY) load_query(query, raw_query(), group);
 #pragma unroll 1
     for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
         if (context_lens[seq] != 0) continue;
@@ -102,23 +108,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         for (int i = threadIdx.x; i < num_q_heads * HEAD_DIM / 8; i += CONSUMERS)
             row[i] = make_uint4(0, 0, 0, 0);
     }
-
-    const Partials partials = {partials_base};
-    int stage = 0, parity = 0, turn = 0;
-    auto raw_query = [&]() { return tokens.row(walk.seq) + walk.head * group * HEAD_DIM; };
-    uint32_t query[HEAD_TILES][K_STEPS][2];
-    if (more && PREFETCH_QUERY) load_query(query, raw_query(), group);
     float row_scaling = 1.0f;
     while (more) {
-        if (!PREFETCH_QUERY) load_query(query, raw_query(), group);
-        const QueryParts parts(tokens, walk.length - 1);
+        if (!PREFETCH_QUERY) {
+            load_query(query, raw_query(), group);
+            parts.load(tokens, walk.length - 1);
+        }
         // Before the first tile is there: the divisions cost nothing here.
         int line_start = walk.line_start();
         int first = stretches.owner(line_start);
-        int num_splits = stretches.owner(line_start + walk.tiles - 1) - first + 1;
-        int slot = Partials::slot_of(first, blockIdx.x - first);
+        int last = stretches.owner(line_start + walk.tiles - 1);
+        const Cut cut = {first, (int)blockIdx.x - first, last - first + 1};
         bf16* to = out + ((int64_t)walk.seq * num_q_heads + walk.head * group) * HEAD_DIM;
-        unsigned int* counter = counters + walk.seq * num_kv_heads + walk.head;
 #if HAS_BULK_COPY
         if (norm_rows) {
             mbarrier_wait(shared_address(&shared.full[stage]), parity);
@@ -130,7 +131,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
         bool has_new = walk.last_tile == walk.tiles && position % TILE / 16 == warp;
         NewKeyValue fresh;
         if (has_new) {
-            fresh.make(tokens, walk.seq, walk.head, position, row_scaling);
+            fresh.load(tokens, walk.seq, walk.head, position);
+            fresh.make(tokens, row_scaling);
             pages.store(fresh, walk);
         }
 #endif
@@ -166,25 +168,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 
 #pragma unroll
         for (int n = 0; n < HEAD_TILES; n++)
-            finish_heads(acc, n, min(HEADS, group - n * HEADS), turn ^ n, shared, num_splits == 1,
-                         to, partials, slot);
-        if (HEAD_TILES == 1) turn ^= 1;
-        if (num_splits == 1) continue;
-
-        // The barrier puts all threads' partials before thread 0's release.
-        consumers_sync();
-        if (threadIdx.x == 0)
-            shared.is_last = atomic_inc_acq_rel(counter, num_splits - 1) == num_splits - 1;
-        consumers_sync();
-        if (!shared.is_last) continue;
-#pragma unroll
-        for (int n = 0; n < HEAD_TILES; n++) {
-            int num_heads = min(HEADS, group - n * HEADS);
-            if (HEAD_TILES == 1 && num_splits <= FEW_SPLITS)
-                merge_few(n, num_heads, first, num_splits, to, partials);
-            else
-                merge_heads(n, num_heads, first, num_splits, shared, to, partials);
-        }
+            finish_heads(
+                acc, n, min(HEADS, group - n * HEADS), side ^ n, shared, cut, to, partials);
+        if (HEAD_TILES == 1) side ^= 1;
+        if (more && PREFETCH_QUERY) parts.load(tokens, walk.length - 1);
     }
     // Whoever waits for this kernel wants the rows of the one before as well.
     if (beside_prefill) pdl_wait();

@@ -298,6 +298,16 @@ __device__ __forceinline__ int load_before_wait(const int* pointer) {
     asm volatile("ld.global.s32 %0, [%1];" : "=r"(x) : "l"(pointer));
     return x;
 }
+__device__ __forceinline__ uint32_t load_before_wait(const uint32_t* pointer) {
+    uint32_t x;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(x) : "l"(pointer));
+    return x;
+}
+__device__ __forceinline__ float2 load_before_wait(const float2* pointer) {
+    float2 x;
+    asm volatile("ld.global.v2.f32 {%0,%1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(pointer));
+    return x;
+}
 __device__ __forceinline__ float4 load_before_wait(const float4* pointer) {
     float4 x;
     asm volatile("ld.global.v4.f32 {%0,%1,%2,%3}, [%4];"

@@ -96,15 +96,17 @@ __device__ void make_new(
     float scale = 1.0f;
     if (!has_waited) pdl_wait();
     while (walk.next()) {
+        NewKeyValue fresh;  // asked for beside what its scale is made of
+        if (walk.last_tile == walk.tiles)
+            fresh.load(tokens, walk.seq, walk.head, walk.length - 1);
         if (tokens.rows && scaled_seq != walk.seq) {
             scaled_seq = walk.seq;
             scale = row_scale(tokens, walk.seq);
         }
 #pragma unroll 1
         for (int tile = walk.tile; tile < walk.last_tile; tile++) {
-            NewKeyValue fresh;
             bool is_last = tile == walk.tiles - 1;
-            if (is_last) fresh.make(tokens, walk.seq, walk.head, walk.length - 1, scale);
+            if (is_last) fresh.make(tokens, scale);
             mbarrier_wait(shared_address(&shared.empty[stage]), parity);
             if (is_last) {
                 int row = (walk.length - 1) % TILE;

@@ -37,8 +37,8 @@ struct Angle {
     uint32_t cos, sin;
 
     __device__ __forceinline__ void load(const float* cosines) {
-        const float2 c = *(const float2*)cosines;
-        const float2 s = *(const float2*)(cosines + HEAD_DIM / 2);
+        const float2 c = load_before_wait((const float2*)cosines);
+        const float2 s = load_before_wait((const float2*)(cosines + HEAD_DIM / 2));
         cos = pack_bf16(c.x, c.y), sin = pack_bf16(s.x, s.y);
     }
     __device__ __forceinline__ void rotate(uint32_t& low, uint32_t& high) const {
@@ -61,19 +61,20 @@ __device__ __forceinline__ float row_scale(const NewTokens& a, int seq) {
     return rsqrtf(warp_sum(sum) / a.hidden + a.rows_eps);
 }
 
-// What finishes a lane's dims of any query of a position.
+// What finishes a lane's dims of any query of a position. No kernel writes it.
 struct QueryParts {
     Angle angles[K_STEPS / 2][2];
     uint32_t weight[K_STEPS][2];
 
-    __device__ __forceinline__ QueryParts(const NewTokens& a, int position) {
+    __device__ __forceinline__ void load(const NewTokens& a, int position) {
         const int t = threadIdx.x % 4;
         const float* row = a.rope_table + (int64_t)position * HEAD_DIM + 2 * t;
         const uint32_t* weights = (const uint32_t*)a.q_norm + t;
 #pragma unroll
         for (int k = 0; k < K_STEPS; k++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) weight[k][i] = a.q_norm ? weights[8 * k + 4 * i] : 0;
+            for (int i = 0; i < 2; i++)
+                weight[k][i] = a.q_norm ? load_before_wait(weights + 8 * k + 4 * i) : 0;
 #pragma unroll
         for (int k = 0; k < K_STEPS / 2; k++)
 #pragma unroll
@@ -89,8 +90,8 @@ __device__ __forceinline__ void finish_query(
 #pragma unroll
     for (int n = 0; n < HEAD_TILES; n++) {
         uint32_t(&x)[K_STEPS][2] = query[n];
-        if (a.rows) {
-            const bool has_bias = a.bias && n * HEADS + g < group;
+        if (a.rows && a.bias) {
+            const bool has_bias = n * HEADS + g < group;
             const uint32_t* bias =
                 (const uint32_t*)(a.bias + (first_head + n * HEADS + g) * HEAD_DIM) + t;
 #pragma unroll
@@ -99,6 +100,11 @@ __device__ __forceinline__ void finish_query(
                 for (int i = 0; i < 2; i++)
                     x[k][i] = scale_and_add(
                         x[k][i], scale, has_bias ? bias[8 * k + 4 * i] : MINUS_ZEROS);
+        } else if (a.rows) {
+#pragma unroll
+            for (int k = 0; k < K_STEPS; k++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) x[k][i] = scale_pair(x[k][i], scale);
         }
         if (a.q_norm) {
             float sum = 0.0f;
@@ -123,30 +129,36 @@ __device__ __forceinline__ void finish_query(
 // The key and value of a sequence's new token for one kv head, as one warp has them.
 struct NewKeyValue {
     uint32_t key[2], value[2];
+    uint32_t weight[2], k_bias[2], v_bias[2];
+    Angle angle;
 
-    __device__ __forceinline__ NewKeyValue() : key{0, 0}, value{0, 0} {}
+    __device__ __forceinline__ NewKeyValue() : key{0, 0}, value{0, 0}, weight{0, 0}, angle{0, 0} {
+        k_bias[0] = k_bias[1] = v_bias[0] = v_bias[1] = MINUS_ZEROS;
+    }
 
-    __device__ __forceinline__ void make(
-        const NewTokens& a, int seq, int kv_head, int position, float scale) {
+    // All that is read, at once.
+    __device__ __forceinline__ void load(
+        const NewTokens& a, int seq, int kv_head, int position) {
         const int lane = threadIdx.x % 32;
+        if (lane >= PAIRS) return;
         const int k_row = (a.num_q_heads + kv_head) * HEAD_DIM / 2;
         const int v_row = k_row + a.num_kv_heads * HEAD_DIM / 2;
-        uint32_t weight[2] = {0, 0}, k_bias[2], v_bias[2];
-        Angle angle = {0, 0};
-        k_bias[0] = k_bias[1] = v_bias[0] = v_bias[1] = MINUS_ZEROS;
-        if (lane < PAIRS) {  // all that is read, at once
-            const uint32_t* row = (const uint32_t*)a.row(seq) + lane;
-            angle.load(a.rope_table + (int64_t)position * HEAD_DIM + 2 * lane);
+        const uint32_t* row = (const uint32_t*)a.row(seq) + lane;
+        angle.load(a.rope_table + (int64_t)position * HEAD_DIM + 2 * lane);
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                key[i] = __ldcg(row + k_row + i * PAIRS);
-                value[i] = __ldcg(row + v_row + i * PAIRS);
-                if (a.k_norm) weight[i] = ((const uint32_t*)a.k_norm)[lane + i * PAIRS];
-                if (!a.bias) continue;
-                k_bias[i] = ((const uint32_t*)a.bias)[k_row + lane + i * PAIRS];
-                v_bias[i] = ((const uint32_t*)a.bias)[v_row + lane + i * PAIRS];
-            }
+        for (int i = 0; i < 2; i++) {
+            key[i] = __ldcg(row + k_row + i * PAIRS);
+            value[i] = __ldcg(row + v_row + i * PAIRS);
+            if (a.k_norm) weight[i] = ((const uint32_t*)a.k_norm)[lane + i * PAIRS];
+            if (!a.bias) continue;
+            k_bias[i] = ((const uint32_t*)a.bias)[k_row + lane + i * PAIRS];
+            v_bias[i] = ((const uint32_t*)a.bias)[v_row + lane + i * PAIRS];
         }
+    }
+
+    // What was loaded becomes the key and value to keep.
+    __device__ __forceinline__ void make(const NewTokens& a, float scale) {
+        const int lane = threadIdx.x % 32;
         if (a.rows) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {

@@ -24,21 +24,22 @@ constexpr int DIM_TILES = HEAD_DIM / 16;
 constexpr bool PREFETCH_QUERY = HEAD_TILES == 1;  // the registers of two tiles leave no room
 constexpr int DIM_QUADS = HEAD_DIM / 4;
 constexpr int ROWS_AT_ONCE = 32 / DIM_QUADS;  // partial rows that a warp reads with 16 bytes a lane
-constexpr int MERGE_LOADS = 8;               // such reads in flight
+constexpr int MERGE_LOADS = HEAD_TILES == 1 ? 8 : 4;  // such reads in flight
 constexpr int FEW_SPLITS = 8;                // up to so many of a pair are merged the short way
-constexpr int SPLITS_AT_ONCE = 4;
+constexpr int SPLITS_AT_ONCE = HEAD_TILES == 1 ? 4 : 1;  // of them, the registers allow
 
 // 17 KB at HEAD_DIM 128: what is left beside the stages for two blocks an SM.
-struct Shared {
+struct alignas(16) Shared {
     union {
-        float o[WARPS][HEAD_DIM][HEADS];  // the warps' O at the end of a segment
+        // The warps' O at the end of a segment; neither its writers nor its readers, with four dims
+        // each, meet in a bank.
+        float o[WARPS][HEADS][HEAD_DIM + 4];
         float merged[WARPS][HEAD_DIM];    // their shares of a merge
     };
     float max[2][WARPS][HEADS], sum[WARPS][HEADS];  // max: alternately, so one barrier less is due
     float merged_max[WARPS];
     float scale[STAGES];  // of the row of the sequence that a stage is of
     uint64_t full[STAGES], empty[STAGES];
-    int is_last;
 };
 static_assert(
     !LARGE_SHARED || sizeof(Shared) + STAGES * STAGE_BYTES + 1024 <= 228 * 1024 / BLOCKS_PER_SM,
@@ -74,11 +75,13 @@ __device__ __forceinline__ void load_query(
 #pragma unroll
     for (int n = 0; n < HEAD_TILES; n++) {
         const uint32_t* row = (const uint32_t*)(q + (n * HEADS + g) * HEAD_DIM) + t;
-        bool exists = n * HEADS + g < group;
+#pragma unroll
+        for (int k = 0; k < K_STEPS; k++) query[n][k][0] = query[n][k][1] = 0;
+        if (n * HEADS + g >= group) continue;
 #pragma unroll
         for (int k = 0; k < K_STEPS; k++) {
-            query[n][k][0] = exists ? __ldcg(row + k * 8) : 0;
-            query[n][k][1] = exists ? __ldcg(row + k * 8 + 4) : 0;
+            query[n][k][0] = __ldcg(row + k * 8);
+            query[n][k][1] = __ldcg(row + k * 8 + 4);
         }
     }
 }

@@ -16,11 +16,11 @@ The time of such a product is that of reading W, if nothing else is in its way:
   tile's beginning adds them in the order of K. A block's partial tile is computed first and the
   beginning of another last, so that nobody waits long.
 - Both add in a fixed order: equal inputs give equal bits.
-- W is never written: the ring fills with it before griddepcontrol.wait. Nothing that computes or
-  copies has cluster or GPU scope but one flag a partial tile: such a fence drains the memory system,
-  0.3 us each time.
-- 1 / rms of the rows of x is found beside the loop by spare warps, a few rows a block; one warp of each
-  block then brings that of all rows to shared memory, where those who have sums find it.
+- W is never written: the ring fills with it before griddepcontrol.wait. There is no fence of cluster
+  or GPU scope, which would drain the memory system: partial sums and scales are messages (message.cuh).
+- 1 / rms of the rows of x is found beside the loop by the spare warps, a row or few a block; one warp of
+  each block then brings that of all rows to shared memory, where those who have sums find it. Each way
+  to the memory takes 3 us there, behind a ring of weights: there are two.
 
 Roles: WARPGROUPS groups of 64 rows of W each (GATED: and the 64 up rows to them) compute; one thread
 of a further group copies, and its other warps are the spare ones. In registers a thread has features
@@ -30,8 +30,8 @@ neighbours of out.
 Launch: SPLIT 1: at most one block a step of K; SPLIT > 1: grid = tiles * SPLIT; blocks wait for each
 other, so the grid is at most what the device holds at once. block = 128 * (WARPGROUPS + 1); shared
 memory as cuda_wide.py has it.
-partials: grid * SUBTILES * 64 * WARPGROUPS * COLUMNS float32; flags: 2 * grid int32; scales: 256
-float32, then two int32. Flags and these two are zero before the first launch, and left zero.
+partials: grid * SUBTILES * 64 * WARPGROUPS * COLUMNS float32; scales: 256 float32, then an int32. All
+bits of the floats are set before the first launch, and left so; the int32 is zero, and left zero.
 weight_map: boxes of FEATURES rows x 64; x_map: boxes of COLUMNS x 64; 128B swizzle, zeros outside.
 K a multiple of 64 and at least SPLIT * 64, N of 8 (GATED: 16), the stride of out of 4.
 -D COLUMNS (16 .. 64, a multiple of 16), GATED (0, 1), WARPGROUPS (1, 2), SPLIT (1 .. 8; GATED: 1).
@@ -39,7 +39,8 @@ Programmatic dependent launch is allowed.
 */
 #include "cluster.cuh"        // defines: cluster_*, peer_address, send_to_peer, load_shared
 #include "common.cuh"         // defines: bf16 helpers, mbarrier_*, movmatrix_trans, pdl_*
-#include "hopper.cuh"         // defines: wgmma_*, matrix_descriptor, tensor_copy, flags
+#include "hopper.cuh"         // defines: wgmma_*, matrix_descriptor, tensor_copy, named_barrier_sync
+#include "message.cuh"        // defines: ask, highest, put, put_back
 #include "wgmma_columns.cuh"  // defines: wgmma_columns
 #include "wide_plan.cuh"      // defines: sizes, Arguments, Piece, Ring
 
@@ -163,76 +164,102 @@ __device__ __forceinline__ void store_partial(
 #pragma unroll
     for (int s = 0; s < SUBTILES; s++)
 #pragma unroll
-        for (int i = 0; i < SUMS; i += 4)
-            to[(s * SUMS + i) / 4 * 128] =
-                make_float4(sums[s][i], sums[s][i + 1], sums[s][i + 2], sums[s][i + 3]);
-    named_barrier_sync(1 + warpgroup, 128);  // what the flag's release covers
-    if ((threadIdx.x & 127) == 0) store_release(a.flags + blockIdx.x * WARPGROUPS + warpgroup, 1);
+        for (int i = 0; i < SUMS; i += 4) {
+            // Copies: ptxas would not overlap wgmma whose own registers are compared.
+            float quad[4] = {sums[s][i], sums[s][i + 1], sums[s][i + 2], sums[s][i + 3]};
+            pin(quad);
+            put(to + (s * SUMS + i) / 4 * 128, make_float4(quad[0], quad[1], quad[2], quad[3]));
+        }
 }
 
 // Adds what the next blocks have of this tile, until its last step.
 __device__ __forceinline__ void add_partials(
     const Arguments& a, float (&sums)[SUBTILES][SUMS], const Piece& piece, int warpgroup) {
+    constexpr int BATCH = QUADS < 8 ? QUADS : 8;  // under way at once
     const int tile_end = (piece.tile + 1) * piece.steps_of_tile;
     for (int block = blockIdx.x + 1, at = piece.end; at < tile_end; block++) {
         at = piece.begin_of(a, block + 1);
-        int* const flag = a.flags + block * WARPGROUPS + warpgroup;
-        if ((threadIdx.x & 127) == 0)
-            while (load_acquire(flag) == 0) {}
-        named_barrier_sync(1 + warpgroup, 128);
-        const float4* from = partial_of(a, block, warpgroup);
+        float4* const from = partial_of(a, block, warpgroup);
 #pragma unroll
-        for (int s = 0; s < SUBTILES; s++)
+        for (int first = 0; first < QUADS; first += BATCH) {
+            float4 parts[BATCH];
+            uint32_t top;
+            do {  // the lanes stay together, or wgmma of the next tile would not be overlapped
+                top = 0;
 #pragma unroll
-            for (int i = 0; i < SUMS; i += 4) {
-                const float4 part = __ldcg(from + (s * SUMS + i) / 4 * 128);
-                sums[s][i] += part.x, sums[s][i + 1] += part.y;
-                sums[s][i + 2] += part.z, sums[s][i + 3] += part.w;
+                for (int i = 0; i < BATCH; i++) parts[i] = ask(from + (first + i) * 128);
+#pragma unroll
+                for (int i = 0; i < BATCH; i++) top = max(top, highest(parts[i]));
+            } while (__any_sync(~0u, top == UNWRITTEN));
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                const float4& part = parts[i];
+                float* const sum = &sums[(first + i) / GROUPS][(first + i) % GROUPS * 4];
+                put_back(from + (first + i) * 128);
+                sum[0] += part.x, sum[1] += part.y, sum[2] += part.z, sum[3] += part.w;
             }
-        if ((threadIdx.x & 127) == 0) *flag = 0;
+        }
     }
 }
 #endif
 
-// 1 / rms of this block's share of the rows of x, a spare warp a row.
-__device__ __forceinline__ void find_scales(const Arguments& a, int warp) {
-    constexpr int BATCH = 8;  // loads under way
-    const int lane = threadIdx.x & 31, size = a.k / 8;
-    const int stride = gridDim.x * SPARE_WARPS;
-    for (int row = blockIdx.x + gridDim.x * warp; row < a.num_rows; row += stride) {
+// 1 / rms of this block's share of the rows of x, by all spare warps: `thread` of SPARE_THREADS.
+__device__ __forceinline__ void find_scales(const Arguments& a, int thread, float* warp_sums) {
+    constexpr int BATCH = 8;  // loads under way: all, up to K of 6144
+    const int size = a.k / 8;
+    for (int row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
         const uint4* from = (const uint4*)(a.x + (int64_t)row * a.k);
         float sum = 0.0f;
-        for (int first = lane; first < size; first += 32 * BATCH) {
+        for (int first = thread; first < size; first += SPARE_THREADS * BATCH) {
             uint4 loaded[BATCH];
 #pragma unroll
             for (int i = 0; i < BATCH; i++) {
-                loaded[i] = make_uint4(0, 0, 0, 0);
-                if (first + 32 * i < size) loaded[i] = __ldcg(from + first + 32 * i);
+                const int at = first + SPARE_THREADS * i;
+                loaded[i] = at < size ? __ldcg(from + at) : make_uint4(0, 0, 0, 0);
             }
 #pragma unroll
             for (int i = 0; i < BATCH; i++) sum += squares_of(loaded[i]);
         }
         sum = warp_sum(sum);
-        if (lane == 0) {
-            a.scales[row] = rsqrtf(sum / a.k + a.eps);
-            add_release(a.scales_found(), 1);
+        if (thread % 32 == 0) warp_sums[thread / 32] = sum;
+        named_barrier_sync(SPARE_BARRIER, SPARE_THREADS);
+        if (thread == 0) {
+            sum = warp_sums[0];
+#pragma unroll
+            for (int warp = 1; warp < SPARE_WARPS; warp++) sum += warp_sums[warp];
+            put(a.scales + row, rsqrtf(sum / a.k + a.eps));
         }
+        named_barrier_sync(SPARE_BARRIER, SPARE_THREADS);  // for the next row
     }
 }
 
 // The scales of all rows, whoever found them, to shared memory: one warp of each block.
 __device__ __forceinline__ void fetch_scales(
     const Arguments& a, const Ring& ring, float* row_scales) {
+    constexpr int COUNT = (NUM_SCALES + 31) / 32;  // of rows, a lane
     const int lane = threadIdx.x & 31;
-    if (lane == 0)
-        while (load_acquire(a.scales_found()) != a.num_rows) __nanosleep(100);
-    __syncwarp();
-    for (int row = lane; row < NUM_SCALES; row += 32)
-        row_scales[row] = row < a.num_rows ? __ldcg(a.scales + row) : 1.0f;
+    float found[COUNT];
+    uint32_t top;
+    do {
+        top = 0;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int row = lane + 32 * i;
+            found[i] = row < a.num_rows ? ask(a.scales + row) : 1.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) top = max(top, highest(found[i]));
+    } while (top == UNWRITTEN);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        if (lane + 32 * i < NUM_SCALES) row_scales[lane + 32 * i] = found[i];
     mbarrier_arrive(ring.scaled);
-    // The last to have seen all leaves both counters zero, for the next launch.
-    const uint32_t last = gridDim.x - 1;
-    if (lane == 0 && atomicInc(a.scales_used(), last) == last) *a.scales_found() = 0;
+    __syncwarp();
+    // The last of all blocks puts them back.
+    bool is_last = false;
+    if (lane == 0) is_last = atomicInc(a.scales_used(), gridDim.x - 1) == gridDim.x - 1;
+    if (!__shfl_sync(~0u, is_last, 0)) return;
+    for (int row = lane; row < a.num_rows; row += 32) put_back(a.scales + row);
 }
 
 // Sums of tokens 8 * first_group and on become those of x / rms(x); never part of an fma with what is
@@ -347,11 +374,11 @@ __cluster_dims__(SPLIT, 1, 1)
 #endif
 __launch_bounds__(BLOCK, MIN_BLOCKS) gemm_wide(
     const __grid_constant__ TensorMap weight_map, const __grid_constant__ TensorMap x_map,
-    bf16* out, const bf16* x, float4* partials, int* flags, float* scales, int num_rows, int n,
+    bf16* out, const bf16* x, float4* partials, float* scales, int num_rows, int n,
     int k, int out_stride, int stages, int add, int normed, float eps) {
     extern __shared__ __align__(1024) uint8_t shared[];
     const Arguments a{
-        out, x, partials, flags, scales, num_rows, n, k, out_stride, stages, add, normed, eps};
+        out, x, partials, scales, num_rows, n, k, out_stride, stages, add, normed, eps};
     const Ring ring(shared_address(shared), stages);
     float* const row_scales = (float*)(shared + SCALES_OFFSET);
     if (threadIdx.x == 0) {
@@ -370,15 +397,15 @@ __launch_bounds__(BLOCK, MIN_BLOCKS) gemm_wide(
     const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (warpgroup == WARPGROUPS) {
         if (threadIdx.x == 128 * WARPGROUPS) copy(a, weight_map, x_map, ring);
-#if SPLIT > 1
-        cluster_arrive_relaxed();  // before looking for scales: sums are sent without them
-#endif
-        const int spare_warp = (int)(threadIdx.x / 32) - 4 * WARPGROUPS - 1;
-        if (normed && spare_warp >= 0) {
+        const int spare = (int)threadIdx.x - 128 * WARPGROUPS - 32;
+        if (normed && spare >= 0) {
             pdl_wait();
-            find_scales(a, spare_warp);
-            if (spare_warp == 0) fetch_scales(a, ring, row_scales);
+            find_scales(a, spare, row_scales + NUM_SCALES);
+            if (spare < 32) fetch_scales(a, ring, row_scales);
         }
+#if SPLIT > 1
+        cluster_arrive_relaxed();  // last: it holds a warp until those that compute arrive
+#endif
     } else {
         pdl_wait();
         compute(a, ring, row_scales, warpgroup);

@@ -154,19 +154,3 @@ __device__ __forceinline__ void tensor_copy(uint32_t shared, const TensorMap& ma
         "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
         : "memory");
 }
-
-// ---- flags between blocks of a grid ----
-
-__device__ __forceinline__ void store_release(int* flag, int value) {
-    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ int load_acquire(const int* flag) {
-    int value;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-    return value;
-}
-
-__device__ __forceinline__ void add_release(int* flag, int value) {
-    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}

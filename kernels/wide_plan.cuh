@@ -19,27 +19,26 @@ constexpr int GROUPS = COLUMNS / 8;        // of tokens: 4 sums of a subtile, a 
 constexpr int SUMS = GROUPS * 4;
 constexpr int SHARE = (GROUPS + SPLIT - 1) / SPLIT;  // groups that a block of a cluster finishes
 constexpr int MAX_ROWS = 256;
-constexpr int SPARE_WARPS = 3;
+constexpr int SPARE_WARPS = 3, SPARE_THREADS = 32 * SPARE_WARPS;
+constexpr int SPARE_BARRIER = 1;  // a named barrier
 constexpr int NUM_SCALES = SHARE * SPLIT * 8;  // in shared memory: of whole shares
-constexpr int BARRIER_BYTES = 1024;            // of shared memory, the scales among them
+constexpr int BARRIER_BYTES = 1024;  // of shared memory; scales and the spare warps' sums are in it
 constexpr int SCALES_OFFSET = (2 * MAX_STAGES + 2) * 8;
-static_assert(SCALES_OFFSET + NUM_SCALES * 4 <= BARRIER_BYTES);
+static_assert(SCALES_OFFSET + (NUM_SCALES + SPARE_WARPS) * 4 <= BARRIER_BYTES);
 
 struct Arguments {
     bf16* out;
     const bf16* x;
     float4* partials;
-    int* flags;
     float* scales;
     int num_rows, n, k, out_stride, stages, add, normed;
     float eps;
 
     // Of out.
     __device__ __forceinline__ int width() const { return n / SUBTILES; }
-    // Rows whose scale is found, and blocks that have the scales of all.
-    __device__ __forceinline__ int* scales_found() const { return (int*)(scales + MAX_ROWS); }
+    // Blocks that have the scales of all rows.
     __device__ __forceinline__ uint32_t* scales_used() const {
-        return (uint32_t*)(scales + MAX_ROWS + 1);
+        return (uint32_t*)(scales + MAX_ROWS);
     }
 };
 

@@ -104,7 +104,7 @@ class Step:
         self.rope = torch.ones(context, 128, device="cuda")
         self.scale = torch.ones(self.shapes[0][1], dtype=torch.bfloat16, device="cuda")
         self.head_scale = self.scale[:128]
-        self.attention = DecodeAttention(self.num_heads, 8, 128, 64, rows)
+        self.attention = DecodeAttention(self.num_heads, 8, 128, 64)
         self.norm_kernel = get_kernel("rms_norm", "add_rms_norm")
         self.silu_kernel = get_kernel("silu_mul", "silu_mul")
 

@@ -117,7 +117,7 @@ def bench_decode(bandwidth: float) -> None:
         rope = torch.rand(40960, HEAD_DIM, device="cuda")
         out = torch.empty_like(q)
 
-        attention = DecodeAttention(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, bs)
+        attention = DecodeAttention(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE)
         batch = (context_lens.cuda(), slots, table.cuda(), bs, HEAD_DIM**-0.5)
         new = NewTokens(qkv, weight, weight, 1e-6, rope)
         plain = time_us([partial(attention, new, layer, out, *batch) for layer in layers])

@@ -72,7 +72,7 @@ class CudaBackend:
             )
         warm(SPECS, progress)
         heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
-        self._decode = DecodeAttention(*heads, shape.page_size, shape.max_seqs + 1)
+        self._decode = DecodeAttention(*heads, shape.page_size)
         self._prefill = PrefillAttention(*heads)
         self._kv_store = KvStore(*heads, shape.page_size, qk_norm=shape.qk_norm)
         self._sampler = Sampler(shape.max_seqs, shape.vocab_size, self.device)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from minisgl_fast.backend.kernel import get_kernel
+from minisgl_fast.backend.kernel import UNWRITTEN, get_kernel
 from minisgl_fast.errors import ConfigError
 
 HEADS = 8  # query heads in one tile of the kernel
@@ -49,9 +49,7 @@ class DecodeAttention:
     Not for two streams at once: the workspace is shared by all its launches.
     """
 
-    def __init__(
-        self, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, max_seqs: int
-    ) -> None:
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int) -> None:
         group, rest = divmod(num_heads, num_kv_heads)
         if rest or not 1 <= group <= MAX_GROUP or head_dim not in (64, 128):
             raise ConfigError(
@@ -77,8 +75,7 @@ class DecodeAttention:
             f"attention_decode_d{head_dim}_n{head_tiles}", "attention_decode", self._shared_bytes
         )
         floats = 2 * self._grid[0] * head_tiles * HEADS * (head_dim + 2)
-        self._partials = torch.empty(floats, dtype=torch.float32, device=device)
-        self._counters = torch.zeros(max_seqs * num_kv_heads, dtype=torch.int32, device=device)
+        self._partials = torch.full((floats,), UNWRITTEN, dtype=torch.int32, device=device)
 
     def __call__(
         self,
@@ -114,7 +111,6 @@ class DecodeAttention:
                 seq_slots.data_ptr(),
                 page_table.data_ptr(),
                 self._partials.data_ptr(),
-                self._counters.data_ptr(),
                 _pointer(new.q_norm),
                 _pointer(new.k_norm),
                 new.rope_table.data_ptr(),

@@ -121,9 +121,6 @@ class SmallGemm:
             wanted.append((2, 1, range(6, 0, -1)))
         elif blocks <= self._num_sms:
             wanted.append((2, 1, range(min(turns, MAX_STAGES), 0, -1)))
-        elif blocks <= 1.5 * self._num_sms and tile_bytes <= SMALL_TILE:
-            # Two tiles for some blocks leave room where the next kernel's blocks can wait.
-            wanted.append((2, 1, range(turns, turns - 1, -1)))
         elif blocks <= 3 * self._num_sms:  # all tiles at once
             most = min(turns, MAX_STAGES)
             least = min(most, -(-SMALL_TILE // (2 * warps * STEP_BYTES)))

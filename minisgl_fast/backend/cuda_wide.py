@@ -23,14 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisgl_fast.backend.kernel import HAS_LAUNCHER, Kernel, get_kernel, tensor_map
+from minisgl_fast.backend.kernel import HAS_LAUNCHER, UNWRITTEN, Kernel, get_kernel, tensor_map
 
 MAX_ROWS = 64
 MIN_LARGE = 1 << 24  # elements of W: the time is that of its bytes
 MIN_MEDIUM, MAX_MEDIUM = 1 << 21, 1 << 23  # that of a launch, which the one before hides here
 STEP_K = 64
 BARRIER_BYTES = 1024
-NUM_SCALES = 256  # of rows, in the workspace; two counters follow
+NUM_SCALES = 256  # of rows, in the workspace; a counter follows
 MAX_STAGES = 16
 MAX_LARGE_SPLIT, MAX_SPLIT = 3, 8
 BLOCK_RESERVE = 1024  # shared memory that the driver takes for each block
@@ -86,12 +86,12 @@ class WideGemm:
         self._is_served = HAS_LAUNCHER and (properties.major, properties.minor) == (9, 0)
         self._launches: dict[tuple[int, int, int, bool], _Launch | None] = {}
         self._weight_maps: dict[tuple[int, int, int, int], bytes] = {}
-        # Of stream-K: partial sums of a tile and a flag for each of its warpgroups, a block; the
-        # scales of rows and two counters. Flags and counters are left zero by every launch.
+        # Of stream-K: partial sums of a tile a block; the scales of rows and a counter. Every
+        # launch leaves them as they are here.
         num_floats = self._num_sms * 256 * MAX_ROWS if self._is_served else 0
-        self._partials = torch.empty(num_floats, dtype=torch.float32, device=device)
-        self._flags = torch.zeros(2 * self._num_sms, dtype=torch.int32, device=device)
-        self._scales = torch.zeros(NUM_SCALES + 2, dtype=torch.float32, device=device)
+        self._partials = torch.full((num_floats,), UNWRITTEN, dtype=torch.int32, device=device)
+        self._scales = torch.full((NUM_SCALES + 1,), UNWRITTEN, dtype=torch.int32, device=device)
+        self._scales[NUM_SCALES] = 0
 
     def fits(self, num_rows: int, n: int, k: int, *, gated: bool = False) -> bool:
         """Whether such a product is ours. The first time of a shape, it loads what that needs:
@@ -192,7 +192,6 @@ class WideGemm:
                 out.data_ptr(),
                 x.data_ptr(),
                 self._partials.data_ptr(),
-                self._flags.data_ptr(),
                 self._scales.data_ptr(),
                 num_rows,
                 n,

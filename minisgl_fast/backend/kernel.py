@@ -36,6 +36,7 @@ except ImportError:  # a checkout whose extension modules are not built: CuPy la
     _launch = _max_active_clusters = _tensor_map = None  # type: ignore[assignment]
 
 HAS_LAUNCHER = _launch is not None  # without it there are no clusters to count and no tensor maps
+UNWRITTEN = -1  # an int32 of a workspace: message.cuh
 DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, per function
 
 

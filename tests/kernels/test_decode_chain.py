@@ -66,7 +66,7 @@ def test_overlapping_launches_leave_the_bits_of_single_ones(model: str, num_rows
     layers = [Layer(shape, num_pages, 10 * index) for index in range(num_layers)]
     device = layers[0].kv.device
     linears = Linears(device, 8, 1024)
-    attention = DecodeAttention(num_heads, num_kv_heads, HEAD_DIM, PAGE, num_rows)
+    attention = DecodeAttention(num_heads, num_kv_heads, HEAD_DIM, PAGE)
     angles = torch.rand(COLUMNS * PAGE, HEAD_DIM // 2, device="cuda") * 6
     rope_table = torch.cat((angles.cos(), angles.sin()), dim=-1)
     head_norm = torch.ones(HEAD_DIM, dtype=torch.bfloat16, device="cuda")
