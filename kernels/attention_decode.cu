@@ -100,6 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     auto raw_query = [&]() { return tokens.row(walk.seq) + walk.head * group * HEAD_DIM; };
     uint32_t query[HEAD_TILES][K_STEPS][2];
     if (more && PREFETCH_QUERY) load_query(query, raw_query(), group);
+    // Rows of padding, while the query travels.
 #pragma unroll 1
     for (int seq = blockIdx.x; seq < num_seqs; seq += gridDim.x) {
         if (context_lens[seq] != 0) continue;

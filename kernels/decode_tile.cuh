@@ -24,9 +24,10 @@ constexpr int DIM_TILES = HEAD_DIM / 16;
 constexpr bool PREFETCH_QUERY = HEAD_TILES == 1;  // the registers of two tiles leave no room
 constexpr int DIM_QUADS = HEAD_DIM / 4;
 constexpr int ROWS_AT_ONCE = 32 / DIM_QUADS;  // partial rows that a warp reads with 16 bytes a lane
-constexpr int MERGE_LOADS = HEAD_TILES == 1 ? 8 : 4;  // such reads in flight
-constexpr int FEW_SPLITS = 8;                // up to so many of a pair are merged the short way
-constexpr int SPLITS_AT_ONCE = HEAD_TILES == 1 ? 4 : 1;  // of them, the registers allow
+constexpr int FEW_SPLITS = 8;                 // up to so many of a pair are merged the short way
+// Parts of few splits, and rows of many, that are asked for together: as many as there are registers.
+constexpr int SPLITS_AT_ONCE = HEAD_TILES == 1 ? 4 : 1;
+constexpr int MERGE_LOADS = HEAD_TILES == 1 ? 8 : 4;
 
 // 17 KB at HEAD_DIM 128: what is left beside the stages for two blocks an SM.
 struct alignas(16) Shared {
