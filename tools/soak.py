@@ -79,10 +79,12 @@ class Load:
         return [self._random.randrange(self._vocab_size) for _ in range(count)]
 
 
-def memory_bytes(device: str) -> tuple[int, int]:
-    """Peak resident bytes of the process, and bytes that torch holds on the GPU."""
+def memory_bytes(device: str) -> tuple[int, int, int]:
+    """Peak resident bytes of the process; bytes in use on the GPU, and those that torch holds."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return resident, torch.cuda.memory_reserved() if device == "cuda" else 0
+    if device != "cuda":
+        return resident, 0, 0
+    return resident, torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def main() -> None:
     facts = engine.facts()
     longest = min(arguments.max_prompt, facts["max_model_len"] // 2)
     load = Load(engine, longest, facts["vocab_size"])
-    first: tuple[int, int] | None = None
+    first: tuple[int, int, int] | None = None
     end = time.monotonic() + 60 * arguments.minutes
     while time.monotonic() < end:
         minute = time.monotonic() + min(60.0, 15 * arguments.minutes)
@@ -109,7 +111,8 @@ def main() -> None:
             f"{load.num_ended} ended, {load.num_aborted} aborted, "
             f"{stats['preemptions']} preempted; "
             f"pages {stats['pages_free']} free + {stats['pages_cached']} cached of "
-            f"{stats['pages_total']}; resident {held[0] >> 20} MiB, GPU {held[1] >> 20} MiB",
+            f"{stats['pages_total']}; resident {held[0] >> 20} MiB, "
+            f"GPU {held[1] >> 20} of {held[2] >> 20} MiB",
             flush=True,
         )
         if stats["pages_free"] + stats["pages_cached"] != stats["pages_total"]:
