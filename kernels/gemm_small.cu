@@ -19,6 +19,9 @@ The time of such a product is that of reading W, so everything serves one stream
   run. The next kernel may start as soon as a warp of each block has nothing left to copy (`early`):
   unlike others this one may launch dependents before its own wait. What follows it must therefore
   read nothing before its wait but weights, and what was there before the step's first product.
+- Behind the wait stands what needs x, and little else: addresses are known by then, W of a warp's
+  first step goes to registers while x is under way, and where the ring holds all of W the loop does
+  nothing but multiply. For 1 / rms the tensor cores take squares too: the diagonal of x x^T.
 - A block owns 16 * ROW_TILES rows of W, and a cluster of CLUSTER blocks splits K; sums go warp by
   warp and block by block in a fixed order, so equal inputs give equal bits. A row's bits do not
   depend on the other rows, nor on ROW_TILES or N_TILES; only on how K is split.
@@ -34,69 +37,13 @@ multiple of 64 and at least CLUSTER * 64; N a multiple of 8, of 16 if gated; N *
 -D ROW_TILES (1, 2), N_TILES (1, 2, 4), CLUSTER (1, 2, 4, 8; before sm_90 only 1).
 Programmatic dependent launch is allowed.
 */
-#include "cluster.cuh"  // defines: cluster_*, peer_address, send_to_peer
-#include "common.cuh"   // defines: bf16, mma_bf16, quad_sum, cp_async_*, mbarrier_*, silu, pdl_*
+#include "cluster.cuh"     // defines: cluster_*, peer_address, send_to_peer
+#include "common.cuh"      // defines: bf16, cp_async_*, mbarrier_*, silu, pdl_*
+#include "small_tile.cuh"  // defines: sizes, Arguments, Rows, copy_weight, wait_copies, multiply, ...
 
-constexpr int STEP_K = 64;
-constexpr int STEP_BYTES = ROW_TILES * 16 * STEP_K * 2;  // of W, a warp and step
-constexpr int QUADS = ROW_TILES * N_TILES * 32;          // float4 sums of a tile: one lane's D
-constexpr int ROWS = N_TILES * 8;                        // slots for rows of x
-constexpr int MAX_WARPS = 8;
 // Hopper: bounds by which there are no spills and blocks of the next kernel fit beside.
 constexpr int MAX_THREADS = 32 * MAX_WARPS;
 constexpr int MIN_BLOCKS = __CUDA_ARCH__ == 900 && N_TILES < 4 ? 2 : 1;
-
-struct Arguments {
-    bf16* out;
-    const bf16* x;
-    const bf16* weight;
-    const bf16* bias;
-    const bf16* residual;
-    int num_rows, n, k, normed, gated, stages, early;
-    float eps;
-};
-
-__device__ __forceinline__ void copy_weight(uint32_t shared, const bf16* global) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
-                 : "memory");
-}
-
-// At most `pending` groups of copies outstanding; the count is the same for a whole launch.
-__device__ __forceinline__ void wait_copies(int pending) {
-    switch (pending) {
-        case 0: cp_async_wait<0>(); break;
-        case 1: cp_async_wait<1>(); break;
-        case 2: cp_async_wait<2>(); break;
-        case 3: cp_async_wait<3>(); break;
-        case 4: cp_async_wait<4>(); break;
-        case 5: cp_async_wait<5>(); break;
-        case 6: cp_async_wait<6>(); break;
-        default: cp_async_wait<7>(); break;
-    }
-}
-
-__device__ __forceinline__ float4 add4(float4 a, float4 b) {
-    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-
-// What one lane copies: row slots g and g + 8 of every 16-row tile of a block's tile.
-struct Rows {
-    uint32_t first[ROW_TILES];  // in elements of W
-    uint32_t to_second;
-
-    __device__ __forceinline__ void set(const Arguments& a, int tile, int offset) {
-        const int g = (threadIdx.x & 31) >> 2;
-#pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-            const int tile16 = tile * ROW_TILES + r;
-            // Rows past the end are read from the last ones, and their sums dropped.
-            const int row = a.gated ? min(tile16 * 8 + g, a.n / 2 - 1)
-                                    : min(tile16 * 16 + 2 * g, a.n - 2);
-            first[r] = (uint32_t)row * a.k + offset;
-        }
-        to_second = a.gated ? (uint32_t)(a.n / 2) * a.k : a.k;
-    }
-};
 
 __device__ __forceinline__ void run(const Arguments& a) {
     extern __shared__ __align__(128) uint8_t shared[];
@@ -118,16 +65,14 @@ __device__ __forceinline__ void run(const Arguments& a) {
     const bool single = num_tiles <= num_clusters;
     const int ring_bytes = a.stages * STEP_BYTES;
     uint8_t* const ring = shared + warp * ring_bytes;
-    uint8_t* const x_rows = shared + num_warps * ring_bytes;  // [step][half][row][t] 16 bytes
-    uint8_t* const cluster_sums = x_rows + a.num_rows * slice_steps * (STEP_K * 2);
+    const int x_rows = num_warps * ring_bytes;  // [step][half][row][t] 16 bytes
+    uint8_t* const cluster_sums = shared + x_rows + a.num_rows * slice_steps * (STEP_K * 2);
 #if CLUSTER > 1
     const uint32_t received = shared_address(cluster_sums) + 2 * QUADS * 16;  // an mbarrier a buffer
 #endif
-    float* const block_squares =  // of x: [warp][row], then [rank][row]
-        (float*)(cluster_sums + (CLUSTER > 1 ? 2 * QUADS * 16 + 16 : 0));
-    float* const rank_squares = block_squares + MAX_WARPS * ROWS;
-    uint8_t* const partials =
-        single ? shared : (uint8_t*)block_squares + (a.normed ? (MAX_WARPS + 8) * ROWS * 4 : 0);
+    int squares_at =  // of x: [row][warp], then [row][rank]
+        cluster_sums - shared + (CLUSTER > 1 ? 2 * QUADS * 16 + 16 : 0);
+    const int partials = single ? 0 : squares_at + (a.normed ? (MAX_WARPS + 8) * ROWS * 4 : 0);
     const int partial_stride = single ? ring_bytes : QUADS * 16;  // of a warp
     const int buffer_stride = single ? 0 : num_warps * QUADS * 16;
 
@@ -141,6 +86,7 @@ __device__ __forceinline__ void run(const Arguments& a) {
         mbarrier_arrive_expect(received, SUM_BYTES + (a.normed ? CLUSTER * ROWS * 4 : 0));
         mbarrier_arrive_expect(received + 8, SUM_BYTES);
     }
+    cluster_arrive_relaxed();
 #endif
 
     // Before the wait: nothing but weights.
@@ -172,28 +118,30 @@ __device__ __forceinline__ void run(const Arguments& a) {
     };
 #pragma unroll 1
     for (int i = 0; i < a.stages; i++) copy_next();
-#if CLUSTER > 1
-    cluster_arrive_relaxed();  // waited for before anything is sent
-#endif
-    pdl_wait();
-    if (!a.early) pdl_launch_dependents();
+    // Where the ring holds all that there is to copy, the loop over K neither waits nor copies.
+    const bool refills = copy_tile < num_tiles && my_steps > 0;
 
-    // x, as this lane will need it: rows g, g + 8, ... of its own chunks.
-    auto x_slot = [&](int step, int half, int row) {
-        return (uint4*)(x_rows + ((((step * num_warps + warp) * 2 + half) * a.num_rows + row) * 4 + t) * 16);
+    // The warp's 16-byte chunks of x, 8 * 4 at a time, however many rows: a lane's next one.
+    int x_half_bytes = a.num_rows * 64, x_step_bytes = num_warps * 2 * x_half_bytes;
+    const int my_x = x_rows + warp * 2 * x_half_bytes + t * 16;
+    const int num_x = 2 * my_steps * a.num_rows;
+    const int halves_of_8 = 8 / a.num_rows, rows_of_8 = 8 - halves_of_8 * a.num_rows;
+    int x_half = g / a.num_rows, x_row = g - x_half * a.num_rows;  // x_half: 2 * step + half
+    int x_to, x_from;
+    auto place_x = [&]() {
+        x_to = my_x + (x_half >> 1) * x_step_bytes + (x_half & 1) * x_half_bytes + x_row * 64;
+        x_from = x_row * a.k + lane_offset +
+                 ((x_half >> 1) * num_warps * 2 + (x_half & 1)) * (STEP_K / 2);
     };
-#pragma unroll 1
-    for (int step = 0; step < my_steps; step++)
+    place_x();
+    // Rows g, g + 8, ...; for those that there are not another, whose sums are dropped.
+    int b_offset[N_TILES];
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++)
-                if (g + 8 * j < a.num_rows)
-                    cp_async_16(
-                        shared_address(x_slot(step, half, g + 8 * j)),
-                        a.x + (int64_t)(g + 8 * j) * a.k + lane_offset +
-                            step * num_warps * STEP_K + half * 32);
-    cp_async_commit();
+    for (int j = 0; j < N_TILES; j++) b_offset[j] = min(g + 8 * j, a.num_rows - 1) * 64;
+    int partial_at = partials + warp * partial_stride + lane * 16;
+    int w_at = warp * ring_bytes + lane * 16, x_at = my_x + b_offset[0];
+    int tile = first_tile;
+    int sum_at = partials + threadIdx.x * 16;
 
     // The sum that this thread finishes: its place in out, and the old value there.
     constexpr int SHARE = QUADS / CLUSTER;
@@ -202,56 +150,84 @@ __device__ __forceinline__ void run(const Arguments& a) {
     const int width = a.gated ? a.n / 2 : a.n;
     uint32_t old[2] = {0, 0};
     uint32_t bias = 0;
-    int column;
+    bf16* to;  // in out
+    int place;
     bool mine;
-    auto begin_tile = [&](int tile) {
+    auto place_tile = [&](int tile) {
         const int tile16 = tile * ROW_TILES + quad / (32 * N_TILES);
-        column = a.gated ? tile16 * 8 + (quad >> 2 & 7) : tile16 * 16 + 2 * (quad >> 2 & 7);
+        const int column =
+            a.gated ? tile16 * 8 + (quad >> 2 & 7) : tile16 * 16 + 2 * (quad >> 2 & 7);
+        place = row * width + column;
+        to = a.out + (uint32_t)place;
         mine = (int)threadIdx.x < SHARE && column < width && row < a.num_rows;
-        if (mine && a.residual) {
-            const bf16* from = a.residual + (int64_t)row * width + column;
-            old[0] = *(const volatile uint32_t*)from;
-            if (row + 1 < a.num_rows) old[1] = *(const volatile uint32_t*)(from + width);
-        }
         if (mine && a.bias) bias = *(const uint32_t*)(a.bias + column);
     };
-    begin_tile(first_tile);
-    cp_async_wait<0>();
+    auto read_old = [&]() {
+        if (!mine || !a.residual) return;
+        const bf16* from = a.residual + (uint32_t)place;
+        old[0] = *(const volatile uint32_t*)from;
+        if (row + 1 < a.num_rows) old[1] = *(const volatile uint32_t*)(from + width);
+    };
+    place_tile(first_tile);
+    const float inverse_k = 1.0f / a.k;
+    if (a.normed)  // of warps that there are not
+        for (int i = threadIdx.x; i < ROWS * MAX_WARPS; i += blockDim.x)
+            if (i % MAX_WARPS >= num_warps) ((float*)(shared + squares_at))[i] = 0.0f;
 #if CLUSTER > 1
-    cluster_wait();
+    cluster_wait();  // for their mbarriers, before anything is sent
 #endif
 
-    const auto squares_of_warps = [&](int row) {
-        float sum = 0.0f;
-        for (int w = 0; w < num_warps; w++) sum += block_squares[w * ROWS + row];
+    keep(x_to), keep(x_from), keep(x_at), keep(x_half_bytes), keep(x_step_bytes);
+    keep(w_at), keep(partial_at), keep(sum_at), keep(squares_at), keep(place), keep(to), keep(tile);
+    pdl_wait();
+    if (!a.early) pdl_launch_dependents();
+#pragma unroll 1
+    for (int i = g; i < num_x; i += 8) {
+        cp_async_16(shared_address(shared + x_to), a.x + (uint32_t)x_from);
+        x_half += halves_of_8;
+        x_row += rows_of_8;
+        if (x_row >= a.num_rows) x_row -= a.num_rows, x_half++;
+        place_x();
+    }
+    cp_async_commit();
+    read_old();
+
+    const auto sum_of_warps = [&](const uint8_t* from) {
+        float4 sum = *(const float4*)from, parts[MAX_WARPS - 1];
+#pragma unroll
+        for (int i = 0; i < MAX_WARPS - 1; i++) {
+            from += partial_stride;
+            parts[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (i + 1 < num_warps) parts[i] = *(const float4*)from;
+        }
+#pragma unroll
+        for (int i = 0; i < MAX_WARPS - 1; i++) sum = add4(sum, parts[i]);
         return sum;
     };
+    float* const warp_squares = (float*)(shared + squares_at);
+    float* const rank_squares = warp_squares + ROWS * MAX_WARPS;
+    const auto squares_of_warps = [&](int row) { return sum_of<MAX_WARPS>(warp_squares, row); };
     // Round, with what surrounds the product, and store the sum of the tile that was begun.
     auto finish_tile = [&](float4 sum) {
         float products[2][2] = {{sum.x, sum.z}, {sum.y, sum.w}};
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             if (!mine || row + i >= a.num_rows) break;
-            bf16* const to = a.out + (int64_t)(row + i) * width + column;
             if (a.normed) {
-                float squares = 0.0f;
-                if (CLUSTER == 1) squares = squares_of_warps(row + i);
-                else
-#pragma unroll
-                    for (int peer = 0; peer < CLUSTER; peer++)
-                        squares += rank_squares[peer * ROWS + row + i];
-                const float scale = rsqrtf(squares / a.k + a.eps);
+                const float squares = CLUSTER == 1 ? squares_of_warps(row + i)
+                                                   : sum_of<CLUSTER>(rank_squares, row + i);
+                const float scale = rsqrtf(squares * inverse_k + a.eps);
                 products[i][0] *= scale, products[i][1] *= scale;
             }
             if (a.gated) {
                 const float gate = round_bf16(products[i][0]), up = round_bf16(products[i][1]);
-                *to = float_to_bf16(round_bf16(silu(gate)) * up);
+                store_global(to + i * width, float_to_bf16(round_bf16(silu(gate)) * up));
                 continue;
             }
             uint32_t pair = pack_bf16(products[i][0] + bf16_low(bias), products[i][1] + bf16_high(bias));
             if (a.residual)
                 pair = pack_bf16(bf16_low(pair) + bf16_low(old[i]), bf16_high(pair) + bf16_high(old[i]));
-            *(uint32_t*)to = pair;
+            store_global(to + i * width, pair);
         }
     };
 
@@ -274,58 +250,58 @@ __device__ __forceinline__ void run(const Arguments& a) {
             finish_tile(whole);
         }
         if (buffer == 0) parity ^= 1;
-        begin_tile(tile);
+        place_tile(tile);
+        read_old();
     };
 #endif
-    for (int tile = first_tile; tile < end_tile; tile += num_clusters, buffer ^= 1) {
+    bool is_first = true, has_x = false;
+    for (; tile < end_tile; tile += num_clusters, buffer ^= 1, is_first = false) {
+        const bool add_squares = a.normed && is_first;
         const bool is_last_turn = CLUSTER > 1 && tile >= num_tiles;
-        const bool add_squares = a.normed && tile == first_tile;
-        uint8_t* const sums_of_tile = partials + buffer * buffer_stride;
+        uint8_t* const sums_of_tile = shared + buffer * buffer_stride;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (!is_last_turn) {
-            float squares[N_TILES] = {};
-            float d[ROW_TILES][N_TILES][4];
-#pragma unroll
-            for (int r = 0; r < ROW_TILES; r++)
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) d[r][j][i] = 0.0f;
+            float d[ROW_TILES][N_TILES][4] = {};
+            float squares[N_TILES][4] = {};  // of rows: the diagonal of x x^T
+            const uint8_t* x_step = shared + x_at;
 #pragma unroll 1
-            for (int step = 0; step < my_steps; step++) {
+            for (int step = 0; step < my_steps; step++, x_step += x_step_bytes) {
+                // W of the first step goes to registers while x is under way.
+                if (!has_x) cp_async_wait<1>();
+                else if (refills) wait_copies(a.stages - 1);
+                const uint4* const from = (const uint4*)(shared + w_at + stage * STEP_BYTES);
+                uint4 w[ROW_TILES][4];  // row slots g, then g + 8, of two halves each
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) w[r][i] = from[(r * 4 + i) * 32];
+                if (!has_x) {
+                    cp_async_wait<0>();
+                    __syncwarp();  // x came by other lanes, too
+                    has_x = true;
+                }
                 uint4 b[2][N_TILES];
 #pragma unroll
                 for (int half = 0; half < 2; half++)
 #pragma unroll
-                    for (int j = 0; j < N_TILES; j++) {
-                        b[half][j] = make_uint4(0, 0, 0, 0);
-                        if (g + 8 * j < a.num_rows) b[half][j] = *x_slot(step, half, g + 8 * j);
-                    }
-                if (add_squares)
-#pragma unroll
                     for (int j = 0; j < N_TILES; j++)
-                        squares[j] += squares_of(b[0][j]) + squares_of(b[1][j]);
-                wait_copies(a.stages - 1);
-                const uint4* w = (const uint4*)(ring + stage * STEP_BYTES) + lane;
+                        b[half][j] = *(const uint4*)(x_step + half * x_half_bytes +
+                                                     (b_offset[j] - b_offset[0]));
 #pragma unroll
-                for (int r = 0; r < ROW_TILES; r++)
+                for (int half = 0; half < 2; half++)
 #pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const uint4 top = w[(r * 4 + half) * 32], bottom = w[(r * 4 + 2 + half) * 32];
-                        const uint32_t low[4] = {top.x, bottom.x, top.y, bottom.y};
-                        const uint32_t high[4] = {top.z, bottom.z, top.w, bottom.w};
+                    for (int j = 0; j < N_TILES; j++) {
 #pragma unroll
-                        for (int j = 0; j < N_TILES; j++) {
-                            mma_bf16(d[r][j], low, b[half][j].x, b[half][j].y);
-                            mma_bf16(d[r][j], high, b[half][j].z, b[half][j].w);
-                        }
+                        for (int r = 0; r < ROW_TILES; r++)
+                            multiply(d[r][j], w[r][half], w[r][2 + half], b[half][j]);
+                        if (add_squares) multiply(squares[j], b[half][j], b[half][j], b[half][j]);
                     }
-                copy_next();
+                if (refills) copy_next();
                 if (++stage == a.stages) stage = 0;
             }
 
             // Over the warps.
-            float4* const my_partial = (float4*)(sums_of_tile + warp * partial_stride) + lane;
+            float4* const my_partial = (float4*)(sums_of_tile + partial_at);
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
@@ -334,26 +310,23 @@ __device__ __forceinline__ void run(const Arguments& a) {
                         make_float4(d[r][j][0], d[r][j][1], d[r][j][2], d[r][j][3]);
             if (add_squares)
 #pragma unroll
-                for (int j = 0; j < N_TILES; j++) {
-                    squares[j] = quad_sum(squares[j]);
-                    if (t == 0) block_squares[warp * ROWS + j * 8 + g] = squares[j];
-                }
+                for (int j = 0; j < N_TILES; j++)
+                    if (t == g >> 1)
+                        warp_squares[(j * 8 + g) * MAX_WARPS + warp] =
+                            g & 1 ? squares[j][1] : squares[j][0];
 #if CLUSTER > 1
             // Here, so that all have read its slots before any thread sends sums of this tile: peers
             // wait for those before they fill the slots again.
-            if (tile != first_tile) finish_before(tile);
+            if (!is_first) finish_before(tile);
 #endif
             __syncthreads();
-            if (threadIdx.x < QUADS)
-#pragma unroll 4
-                for (int w = 0; w < num_warps; w++)
-                    sum = add4(
-                        sum, *((const float4*)(sums_of_tile + w * partial_stride) + threadIdx.x));
+            if (threadIdx.x < QUADS) sum = sum_of_warps(sums_of_tile + sum_at);
         }
 
 #if CLUSTER == 1
         finish_tile(sum);
-        begin_tile(tile + num_clusters);
+        place_tile(tile + num_clusters);
+        read_old();
 #else
         if (is_last_turn) {
             finish_before(tile);
@@ -369,17 +342,14 @@ __device__ __forceinline__ void run(const Arguments& a) {
         };
         if (threadIdx.x < QUADS) send_sum(threadIdx.x, sum);
 #if N_TILES == 4  // a block of few warps has threads with two sums
-        for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x) {
-            sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            for (int w = 0; w < num_warps; w++)
-                sum = add4(sum, *((const float4*)(sums_of_tile + w * partial_stride) + i));
-            send_sum(i, sum);
-        }
+        for (int i = threadIdx.x + blockDim.x; i < QUADS; i += blockDim.x)
+            send_sum(i, sum_of_warps(sums_of_tile + partials + i * 16));
 #endif
-        if (add_squares)
-            for (int i = threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
+        if (add_squares)  // the last warps have no sums to send, where there are few
+            for (int i = blockDim.x - 1 - threadIdx.x; i < CLUSTER * ROWS; i += blockDim.x)
                 send_to_peer(
-                    peer_address(shared_address(rank_squares + rank * ROWS + i % ROWS), i / ROWS),
+                    peer_address(
+                        shared_address(rank_squares + i % ROWS * CLUSTER + rank), i / ROWS),
                     squares_of_warps(i % ROWS), peer_address(barrier, i / ROWS));
 #endif
     }
