@@ -9,6 +9,8 @@ Memory-bound: every K and V byte is read once, and all else hides behind that st
   works through segments: its part of one pair. Where a pair is cut, the other blocks leave partial
   results (max, sum, O in float32) in the workspace, and the one with the pair's beginning merges them
   in order of position (decode_merge.cuh), so repeated runs give equal bits.
+- Few pairs (`may_be_even`) are cut by themselves instead, each for the blocks of a cluster, which
+  send their results from shared memory to shared memory (decode_plan.cuh says when).
 - Swapped operands: S^T = K Q^T and O^T = V^T P^T with mma.m16n8k16, so 16 tokens fill the rows and
   the query heads of one kv head the 8 columns (HEAD_TILES of 8). No row is padding.
 - Four consumer warps take 16 tokens of a tile each, with their own running max, sum and O, merged
@@ -17,9 +19,11 @@ Memory-bound: every K and V byte is read once, and all else hides behind that st
 - Keys past the end are masked, and values there are cleared in registers: a page may hold anything
   beyond its sequence, even NaN.
 
-Launch: grid of any size (partials has room for it; num_sms * blocks an SM is best), block THREADS,
-dynamic shared memory STAGES * STAGE_BYTES (backend/cuda_attention.py computes them), -D HEAD_DIM
-(64, 128), HEAD_TILES (1 for groups up to 8, 2 up to 16). May be launched with PDL, after the kernel
+Launch: grid of any size that CLUSTER divides (partials has room for it; num_sms * blocks an SM is
+best), block THREADS, dynamic shared memory STAGES * STAGE_BYTES and for each of CLUSTER - 1 parts
+group * (HEAD_DIM + 2) floats (backend/cuda_attention.py computes them). -D HEAD_DIM (64, 128),
+HEAD_TILES (1 for groups up to 8, 2 up to 16), CLUSTER (1; 2, 4, 8 where LARGE_SHARED, with HEAD_TILES
+1 and RING); may_be_even: num_seqs * num_kv_heads * CLUSTER <= grid. May be launched with PDL, after the kernel
 that writes qkv: before its wait it reads what was there before the step's first product, namely
 context_lens, seq_slots, the page table and the keys and values of earlier steps, so all tiles. With
 `beside_prefill` the kernel before is prefill attention of the same step, which lets this one start after
@@ -32,21 +36,26 @@ partials: float [2 * grid, 8 * HEAD_TILES, HEAD_DIM + 2], all bits set before th
 so by each.
 */
 #include "common.cuh"        // defines: bf16, mbarriers, bulk_copy, cp_async, kv_block_offset
-#include "decode_plan.cuh"   // defines: TILE, Stretches, Walk, plan
+#include "decode_plan.cuh"   // defines: TILE, Cut, Cuts, Walk, plan
 #include "decode_tile.cuh"   // defines: sizes, Shared, Accumulator, load_query, attend
 #include "decode_new.cuh"    // defines: NewTokens, QueryParts, finish_query, row_scale
 #include "decode_feed.cuh"   // defines: Pages, produce, make_new, WarpLoads
-#include "decode_merge.cuh"  // defines: Cut, Partials, finish_heads
+#include "decode_merge.cuh"  // defines: Partials, finish_heads
 
 // ---------------------------------------------------------------------------------------------
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
+extern "C" __global__ void
+#if CLUSTER > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
+__launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
     const bf16* __restrict__ qkv, uint8_t* kv, bf16* __restrict__ out,
     const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
     const int* __restrict__ page_table, float* partials_base, const bf16* __restrict__ q_norm,
     const bf16* __restrict__ k_norm, const float* __restrict__ rope_table,
     const bf16* __restrict__ norm_rows, const bf16* __restrict__ bias, int num_seqs, int num_kv_heads, int group, int table_stride,
-    int page_shift, int hidden, float scale, float eps, float rows_eps, int beside_prefill) {
+    int page_shift, int hidden, float scale, float eps, float rows_eps, int beside_prefill,
+    int may_be_even) {
     extern __shared__ __align__(1024) uint8_t stages_memory[];
     __shared__ Shared shared;
     uint32_t stages = shared_address(stages_memory);
@@ -58,16 +67,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             mbarrier_init(shared_address(&shared.full[i]), 1 + 32);  // produce, make_new
             mbarrier_init(shared_address(&shared.empty[i]), WARPS);
         }
+#if CLUSTER > 1
+        mbarrier_init(shared_address(&shared.received), 1);
+#endif
         mbarrier_init_fence();
     }
 #endif
-    Stretches stretches(0, 1);
-    Walk walk = plan(context_lens, seq_slots, num_seqs, num_kv_heads, stretches);
+    Cuts cuts;
+    Walk walk = plan(context_lens, seq_slots, num_seqs, num_kv_heads, may_be_even, cuts);
     int num_q_heads = num_kv_heads * group;
     const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
     const NewTokens tokens = {
         qkv, q_norm, k_norm, rope_table, norm_rows, bias, num_q_heads, num_kv_heads, hidden, eps,
         rows_eps};
+    uint8_t* const behind_stages = stages_memory + STAGES * STAGE_BYTES;
+#if CLUSTER > 1
+    bool is_first = cuts.even && cuts.first_block == (int)blockIdx.x;
+    if (threadIdx.x == 0 && is_first && walk.tiles > 1)
+        Received{behind_stages, group, shared}.expect(min(walk.tiles, CLUSTER));
+    cluster_arrive_relaxed();
+#endif
 #if HAS_BULK_COPY
     __syncthreads();  // the barriers are there
     if (warp >= WARPS) {
@@ -75,6 +94,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             produce(walk, pages, stages, shared);
         else
             make_new(walk, pages, stages, shared, tokens, beside_prefill);
+#if CLUSTER > 1
+        cluster_wait();
+#endif
         return;
     }
 #endif
@@ -91,6 +113,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
     bool more = walk.next();
     QueryParts parts;
     if (more && PREFETCH_QUERY) parts.load(tokens, walk.length - 1);
+#if CLUSTER > 1
+    cluster_wait();  // for their barriers, before parts are sent
+#endif
     if (!beside_prefill) {
         pdl_wait();
         pdl_launch_dependents();
@@ -116,10 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
             parts.load(tokens, walk.length - 1);
         }
         // Before the first tile is there: the divisions cost nothing here.
-        int line_start = walk.line_start();
-        int first = stretches.owner(line_start);
-        int last = stretches.owner(line_start + walk.tiles - 1);
-        const Cut cut = {first, (int)blockIdx.x - first, last - first + 1};
+        const Cut cut = cuts.of(walk);
         bf16* to = out + ((int64_t)walk.seq * num_q_heads + walk.head * group) * HEAD_DIM;
 #if HAS_BULK_COPY
         if (norm_rows) {
@@ -170,7 +192,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_d
 #pragma unroll
         for (int n = 0; n < HEAD_TILES; n++)
             finish_heads(
-                acc, n, min(HEADS, group - n * HEADS), side ^ n, shared, cut, to, partials);
+                acc, n, min(HEADS, group - n * HEADS), side ^ n, shared, cut, cuts.even,
+                behind_stages, to, partials);
         if (HEAD_TILES == 1) side ^= 1;
         if (more && PREFETCH_QUERY) parts.load(tokens, walk.length - 1);
     }

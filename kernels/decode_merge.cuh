@@ -3,7 +3,8 @@ The end of a segment of attention_decode: its warps' results become one, and whe
 head) pair was cut, the block that has its beginning merges the parts of all, in the order of
 positions.
 
-- A part's words are messages (message.cuh): who merges waits for them alone.
+- Within a cluster (cuts that are even), parts are sent into that block's shared memory.
+- Else a part's words are messages (message.cuh): who merges waits for them alone.
 - The beginning of a pair is the last segment of its block, its other parts are the first of theirs:
   nobody waits long. And nobody waits forever, however few blocks run at once: they start in order,
   and of those that run one at most waits for the part of one that does not.
@@ -13,17 +14,13 @@ the number of its dependent instructions.
 */
 #pragma once
 
+#include "cluster.cuh"      // defines: peer_address, send_to_peer
 #include "common.cuh"       // defines: exp2_fast, pack_bf16, warp_max, warp_sum
 #include "decode_tile.cuh"  // defines: Shared, Accumulator, consumers_sync, HEADS, WARPS
 #include "message.cuh"      // defines: ask, highest, put, put_back
 
 // A thread ends a segment with four dims of a head, and where these are not all, of another.
 constexpr int HEADS_AT_ONCE = CONSUMERS / DIM_QUADS;
-
-// What a segment's pair was cut into, and which of these it is.
-struct Cut {
-    int first, split, num_splits;  // the block that has split 0; split i is in block first + i
-};
 
 // Of a head: four dims of O, not yet divided by the sum.
 struct Part {
@@ -65,6 +62,57 @@ struct Partials {
         return (float2*)(base + (uint32_t)(slot * FLOATS + HEAD_TILES * HEADS * HEAD_DIM)) + head;
     }
 };
+
+#if CLUSTER > 1
+// Where the first block of a cluster receives the parts of the others: O, then pairs (max, sum).
+struct Received {
+    uint8_t* base;  // behind the stages
+    int group;
+    Shared& shared;
+
+    __device__ float4* o(int split, int head) const {
+        return (float4*)base + ((split - 1) * group + head) * DIM_QUADS;
+    }
+    __device__ float2* max_sum(int split, int head) const {
+        return (float2*)o(CLUSTER, 0) + (split - 1) * group + head;
+    }
+    __device__ uint32_t complete() const { return shared_address(&shared.received); }
+
+    // By a thread of the first block, before parts can have come.
+    __device__ void expect(int num_splits) const {
+        mbarrier_arrive_expect(complete(), (num_splits - 1) * group * (HEAD_DIM + 2) * 4);
+    }
+    __device__ void send(const Part& part, int split, int head) const {
+        const int quad = threadIdx.x % DIM_QUADS;
+        auto at_first = [](uint32_t address) { return peer_address(address, 0); };
+        const uint32_t barrier = at_first(complete());
+        send_to_peer(at_first(shared_address(o(split, head) + quad)), part.o, barrier);
+        if (quad > 0) return;
+        send_to_peer(at_first(shared_address(max_sum(split, head))),
+                     make_float2(part.max, part.sum), barrier);
+    }
+    // Adds to the first block's part all others'.
+    __device__ void add_to(Part& part, int head, int num_splits) const {
+        const int quad = threadIdx.x % DIM_QUADS;
+        mbarrier_wait(complete(), 0);
+        float2 other[CLUSTER - 1];
+        float max = part.max;
+#pragma unroll
+        for (int i = 0; i < CLUSTER - 1; i++) {
+            other[i] = make_float2(-INFINITY_F, 0.0f);
+            if (i + 1 < num_splits) other[i] = *max_sum(i + 1, head);
+            max = fmaxf(max, other[i].x);
+        }
+        part.rescale(max);
+#pragma unroll
+        for (int i = 0; i < CLUSTER - 1; i++) {
+            const float weight = exp2_fast(other[i].x - max);
+            part.sum += other[i].y * weight;
+            if (i + 1 < num_splits) part.add(o(i + 1, head)[quad], weight);
+        }
+    }
+};
+#endif
 
 // Adds to a part of split 0 the few others, SPLITS_AT_ONCE of them at once; by whole warps, also where
 // lanes have a head that does not exist.
@@ -192,11 +240,11 @@ __device__ void merge_heads(
 }
 
 // Joins the four warps' results of heads n * 8 .. n * 8 + 7. Where the pair is whole in this block
-// the result goes out, else to a partial slot, or together with the others' parts. `side` alternates
-// between calls.
+// the result goes out, else to a partial slot (or the cluster's first block), or together with the
+// others' parts. `side` alternates between calls.
 __device__ void finish_heads(
-    Accumulator& acc, int n, int num_heads, int side, Shared& shared, const Cut& cut, bf16* out,
-    const Partials& partials) {
+    Accumulator& acc, int n, int num_heads, int side, Shared& shared, const Cut& cut, bool even,
+    uint8_t* behind_stages, bf16* out, const Partials& partials) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     float2 sum = make_float2(acc.sum[n][0], acc.sum[n][1]);
     if (g == 0)
@@ -240,6 +288,19 @@ __device__ void finish_heads(
             part.sum += shared.sum[w][head];
             part.add(*(const float4*)&shared.o[w][head][4 * quad], 1.0f);
         }
+#if CLUSTER > 1
+        if (even) {
+            const Received received = {behind_stages, num_heads, shared};
+            if (!exists) continue;
+            if (cut.split > 0) {
+                received.send(part, cut.split, head);
+                continue;
+            }
+            if (cut.num_splits > 1) received.add_to(part, head, cut.num_splits);
+            part.store(out + column * HEAD_DIM, quad);
+            continue;
+        }
+#endif
         if (cut.split > 0 || !is_few) {
             const int slot = Partials::slot_of(cut.first, cut.split);
             if (exists) put(partials.o(slot, column) + quad, part.o);

@@ -14,10 +14,15 @@ constexpr int HALVES = HEAD_DIM / 64;
 constexpr int PIECES = 2 * HALVES;         // (K|V, half) blocks of a page
 constexpr int TOKEN_BYTES = HEAD_DIM * 4;  // K and V of one token of one head
 constexpr int STAGE_BYTES = TILE * TOKEN_BYTES;
-// 96 KB of stages and two blocks an SM where an SM has 228 KB; 64 KB where it has 164 (two) or 100.
+// 96 KB of stages and two blocks an SM where an SM has 228 KB; 64 KB where it has 164 (two) or 100. A
+// cluster is launched with RING stages of 32 KB, and one block an SM if they are more than two.
 constexpr bool LARGE_SHARED = __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200;
 constexpr int BLOCKS_PER_SM = LARGE_SHARED || __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870 ? 2 : 1;
+#if CLUSTER > 1
+constexpr int STAGES = RING * (128 / HEAD_DIM);
+#else
 constexpr int STAGES = (LARGE_SHARED ? 3 : 2) * (128 / HEAD_DIM);
+#endif
 constexpr int HEADS = 8;                   // columns of one mma
 constexpr int K_STEPS = HEAD_DIM / 16;
 constexpr int DIM_TILES = HEAD_DIM / 16;
@@ -41,9 +46,10 @@ struct alignas(16) Shared {
     float merged_max[WARPS];
     float scale[STAGES];  // of the row of the sequence that a stage is of
     uint64_t full[STAGES], empty[STAGES];
+    uint64_t received;  // all parts of other blocks of the cluster
 };
 static_assert(
-    !LARGE_SHARED || sizeof(Shared) + STAGES * STAGE_BYTES + 1024 <= 228 * 1024 / BLOCKS_PER_SM,
+    !LARGE_SHARED || CLUSTER > 1 || sizeof(Shared) + STAGES * STAGE_BYTES + 1024 <= 228 * 1024 / BLOCKS_PER_SM,
     "as many blocks as are launched would not run at once");
 
 __device__ __forceinline__ void consumers_sync() {

@@ -11,13 +11,17 @@ from typing import NamedTuple
 
 import torch
 
-from minisgl_fast.backend.kernel import UNWRITTEN, get_kernel
+from minisgl_fast.backend.kernel import UNWRITTEN, Kernel, get_kernel
+from minisgl_fast.backend.kernels_table import DECODE_CLUSTERS
 from minisgl_fast.errors import ConfigError
 
 HEADS = 8  # query heads in one tile of the kernel
 TILE = 64  # tokens
 MAX_GROUP = 16
 LOG2E = math.log2(math.e)
+# Of sequences and key heads, for each of DECODE_CLUSTERS: where it was fastest on an H200. Up to 64
+# one block an SM, with many bytes in flight: two an SM wait longer for room for a whole cluster.
+MAX_PAIRS = (8, 16, 64, 128)
 
 
 class NewTokens(NamedTuple):
@@ -43,6 +47,13 @@ def _pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+class _Launch(NamedTuple):
+    kernel: Kernel
+    cluster: int
+    num_blocks: int
+    shared_bytes: int
+
+
 class DecodeAttention:
     """Attention of one new token a sequence over the pages; one instance serves all layers.
 
@@ -66,16 +77,47 @@ class DecodeAttention:
         self._page_shift = page_size.bit_length() - 1
         device = torch.cuda.current_device()
         properties = torch.cuda.get_device_properties(device)
-        block, num_stages, blocks_per_sm = _configuration(properties.major, properties.minor)
-        self._block = block
-        # The same bytes in flight for both head sizes.
-        self._shared_bytes = num_stages * TILE * 128 * 4
-        self._grid = (properties.multi_processor_count * blocks_per_sm,)
-        self._kernel = get_kernel(
-            f"attention_decode_d{head_dim}_n{head_tiles}", "attention_decode", self._shared_bytes
+        block, num_stages, blocks_per_sm, has_clusters = _configuration(
+            properties.major, properties.minor
         )
-        floats = 2 * self._grid[0] * head_tiles * HEADS * (head_dim + 2)
+        self._block = block
+        num_blocks = properties.multi_processor_count * blocks_per_sm
+        name = f"attention_decode_d{head_dim}_n{head_tiles}"
+        # The same bytes in flight for both head sizes.
+        shared_bytes = num_stages * TILE * 128 * 4
+        kernel = get_kernel(name, "attention_decode", shared_bytes)
+        self._alone = _Launch(kernel, 1, num_blocks, shared_bytes)
+        self._clusters: list[tuple[int, _Launch]] = []  # up to so many pairs
+        if has_clusters and head_tiles == 1:
+            self._clusters = [
+                (pairs, self._make_cluster(name, *cluster, num_blocks))
+                for pairs, cluster in zip(MAX_PAIRS, DECODE_CLUSTERS, strict=True)
+            ]
+        floats = 2 * num_blocks * head_tiles * HEADS * (head_dim + 2)
         self._partials = torch.full((floats,), UNWRITTEN, dtype=torch.int32, device=device)
+
+    def _make_cluster(self, name: str, cluster: int, num_stages: int, num_blocks: int) -> _Launch:
+        part_bytes = self._group * (self._head_dim + 2) * 4
+        shared_bytes = num_stages * TILE * 128 * 4 + (cluster - 1) * part_bytes
+        kernel = get_kernel(f"{name}_c{cluster}_s{num_stages}", "attention_decode", shared_bytes)
+        # They lie within a GPC, so not all SMs may find one.
+        most = kernel.max_clusters(cluster, self._block, shared_bytes)
+        num_clusters = num_blocks // cluster if most is None else min(num_blocks // cluster, most)
+        return _Launch(kernel, cluster, num_clusters * cluster, shared_bytes)
+
+    def _pick(self, num_seqs: int, *, beside_prefill: bool) -> tuple[_Launch, bool]:
+        """The launch for so many sequences, and whether each pair of a sequence and a key head may
+        have a cluster of its own.
+
+        Numbers are rounded up to powers of two, so that the sequences that pad a graph change
+        nothing.
+        """
+        num_pairs = (1 << (num_seqs - 1).bit_length()) * self._num_kv_heads
+        if not beside_prefill:
+            for max_pairs, launch in self._clusters:
+                if num_pairs <= min(max_pairs, launch.num_blocks // launch.cluster):
+                    return launch, True
+        return self._alone, num_pairs <= self._alone.num_blocks
 
     def __call__(
         self,
@@ -100,8 +142,9 @@ class DecodeAttention:
         """
         if num_seqs == 0:
             return
-        self._kernel.launch(
-            self._grid,
+        launch, may_be_even = self._pick(num_seqs, beside_prefill=beside_prefill)
+        launch.kernel.launch(
+            (launch.num_blocks,),
             self._block,
             (
                 new.qkv.data_ptr(),
@@ -126,16 +169,18 @@ class DecodeAttention:
                 new.eps,
                 new.rows_eps,
                 int(beside_prefill),
+                int(may_be_even),
             ),
-            self._shared_bytes,
+            launch.shared_bytes,
             pdl,
         )
 
 
-def _configuration(major: int, minor: int) -> tuple[int, int, int]:
-    """(threads, stages at head_dim 128, blocks an SM), as attention_decode.cu has them by arch."""
+def _configuration(major: int, minor: int) -> tuple[int, int, int, bool]:
+    """(threads, stages at head_dim 128, blocks an SM, whether clusters have kernels), as
+    attention_decode.cu and kernels_table.py have them by arch."""
     if major in (9, 10, 11):
-        return 192, 3, 2
+        return 192, 3, 2, (major, minor) in ((9, 0), (10, 0))
     if (major, minor) in ((8, 0), (8, 7)):
-        return 128, 2, 2
-    return (192 if major >= 9 else 128), 2, 1
+        return 128, 2, 2, False
+    return (192 if major >= 9 else 128), 2, 1, False

@@ -44,15 +44,25 @@ KV_STORE = tuple(
     for qk_norm in (0, 1)
 )
 
+# Where an SM has 228 KB, clusters whose blocks share a (sequence, kv head) pair: how many blocks,
+# and stages (of 32 KB) of each.
+DECODE_CLUSTERS = ((8, 4), (4, 4), (2, 4), (2, 2))
 ATTENTION_DECODE = tuple(
     KernelSpec(
-        name=f"attention_decode_d{head_dim}_n{head_tiles}",
+        name=f"attention_decode_d{head_dim}_n{head_tiles}" + (f"_c{cluster}_s{ring}" * bool(ring)),
         source="attention_decode.cu",
         entries=("attention_decode",),
-        defines=(("HEAD_DIM", head_dim), ("HEAD_TILES", head_tiles)),
+        defines=(
+            ("HEAD_DIM", head_dim),
+            ("HEAD_TILES", head_tiles),
+            ("CLUSTER", cluster),
+            ("RING", ring),
+        ),
+        only=("sm_90a", "sm_100") if ring else (),
     )
     for head_dim in (64, 128)
-    for head_tiles in (1, 2)
+    for head_tiles, clusters in ((1, ((1, 0), *DECODE_CLUSTERS)), (2, ((1, 0),)))
+    for cluster, ring in clusters
 )
 
 # Index 0 is head_dim 64, index 1 is 128. The first serves every device, the second is Hopper's.

@@ -160,6 +160,14 @@ def test_one_sequence_alone(length):
     Case(SHAPES["qwen3-0.6b"], 64, [length], seed=3).check()
 
 
+@pytest.mark.parametrize("num_seqs", [1, 2, 4, 7, 13, 32, 33])
+@pytest.mark.parametrize("shape", ["qwen3-0.6b", "qwen3-14b", "smollm2"])
+@pytest.mark.parametrize("length", [1, 64, 65, 300, 500, 1000])
+def test_sequences_of_like_lengths(num_seqs, shape, length):
+    lengths = [max(length - 100 * (i % 3), i % 2) for i in range(num_seqs)]
+    Case(SHAPES[shape], 64, lengths, seed=num_seqs).check(pdl=True)
+
+
 def test_batches_larger_than_a_block():
     generator = torch.Generator().manual_seed(4)
     lengths = torch.randint(0, 300, (1100,), generator=generator).tolist()
@@ -248,7 +256,7 @@ def test_path_of_older_chips(shape, page_size, monkeypatch: pytest.MonkeyPatch):
         )
 
     monkeypatch.setattr(cuda_attention, "get_kernel", without_bulk_copies)
-    monkeypatch.setattr(cuda_attention, "_configuration", lambda major, minor: (128, 3, 2))
+    monkeypatch.setattr(cuda_attention, "_configuration", lambda major, minor: (128, 3, 2, False))
     Case(SHAPES[shape], page_size, [*boundaries(page_size), 20000], seed=8).check()
 
 

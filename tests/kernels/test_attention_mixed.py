@@ -34,9 +34,7 @@ def raw_rows(case: Case, q: Tensor) -> Tensor:
     return torch.cat((q[: case.num_decode], keys, values), dim=1).flatten(1)
 
 
-def decode(
-    case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor, *, beside: bool
-) -> None:
+def decode(case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor) -> None:
     attention(
         new,
         case.kv,
@@ -46,8 +44,8 @@ def decode(
         case.page_table,
         case.num_decode,
         case.scale,
-        pdl=beside,
-        beside_prefill=beside,
+        pdl=True,
+        beside_prefill=True,
     )
 
 
@@ -78,7 +76,8 @@ def test_both_at_once_leave_the_bits_of_each_alone(
     for query in queries:
         out = dataclasses.replace(case, q=query).run()
         alone = new._replace(qkv=raw_rows(case, query))
-        decode(case, alone, attention, out, beside=False)
+        torch.cuda.synchronize()
+        decode(case, alone, attention, out)  # beside what has ended
         torch.cuda.synchronize()
         assert not out.isnan().any()
         expected.append(out)
@@ -94,7 +93,7 @@ def test_both_at_once_leave_the_bits_of_each_alone(
         rows.copy_(raw[turn % 3])
         case.q.copy_(queries[turn % 3])
         case.launch(out)
-        decode(case, new, attention, out, beside=True)
+        decode(case, new, attention, out)
         normed = linears.rms_norm(out, ones, EPS) if turn % 2 else None
         seen.append((out.clone(), normed))
     torch.cuda.synchronize()
