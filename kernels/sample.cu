@@ -42,8 +42,10 @@ template <typename T>
 __device__ __forceinline__ float threshold_of(Row<T> row) {
     const bool has_cut = shared.top_k > 0 || shared.top_p < 1.0f;
     if (!has_cut && !(shared.min_p > 0.0f)) return -INFINITY_F;
+    // Counts give both thresholds of bf16, but top-p of floats needs masses, after their maximum.
+    const bool has_counts = shared.top_k > 0 || (has_cut && Row<T>::IS_BF16);
     float highest = -INFINITY_F;
-    if (has_cut) {
+    if (has_counts) {
         highest = fill<true>(row, WHOLE_TABLE, LOWEST_ORDER, false);
     } else {
         for_each(row, [&](int, const Group<T>& group) {

@@ -82,7 +82,8 @@ __device__ __forceinline__ float bin_top(const Level& level, int bin) {
 }
 
 // Puts the row's values with orders first..limit of the level into its bins, by mass too if asked,
-// and gathers each warp's own bins. Returns the row's largest value (NaN if there is a NaN).
+// and gathers each warp's own bins. Returns the row's largest value (NaN if there is a NaN). Peers
+// may gather from this block's bins until the cluster meets again (`find`): not to be filled before.
 template <bool WHOLE, typename T>
 __device__ __noinline__ float fill(Row<T> row, Level level, uint32_t limit, bool by_mass) {
     const bool has_mass = by_mass && !Row<T>::IS_BF16;
