@@ -53,9 +53,9 @@ __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
     const int* __restrict__ context_lens, const int* __restrict__ seq_slots,
     const int* __restrict__ page_table, float* partials_base, const bf16* __restrict__ q_norm,
     const bf16* __restrict__ k_norm, const float* __restrict__ rope_table,
-    const bf16* __restrict__ norm_rows, const bf16* __restrict__ bias, int num_seqs, int num_kv_heads, int group, int table_stride,
-    int page_shift, int hidden, float scale, float eps, float rows_eps, int beside_prefill,
-    int may_be_even) {
+    const bf16* __restrict__ norm_rows, const bf16* __restrict__ bias, int num_seqs,
+    int num_kv_heads, int group, int table_stride, int page_shift, int hidden, float scale,
+    float eps, float rows_eps, int beside_prefill, int may_be_even) {
     extern __shared__ __align__(1024) uint8_t stages_memory[];
     __shared__ Shared shared;
     uint32_t stages = shared_address(stages_memory);
