@@ -74,7 +74,12 @@ class Nvrtc:
 def load_nvrtc() -> Nvrtc:
     """The NVRTC of this machine; ConfigError with what to install if there is none."""
     for candidate in _candidates():
+        path = Path(candidate)
+        # It looks for these by name when it compiles, and some wheels do not say where.
+        builtins = path.parent.glob("libnvrtc-builtins.so.*") if path.is_absolute() else ()
         try:
+            for library in builtins:
+                ctypes.CDLL(str(library))
             return Nvrtc(ctypes.CDLL(candidate))
         except OSError:
             continue
