@@ -244,7 +244,7 @@ class _Launch:
         print(
             f"Try: curl {scheme}://{self._address}/v1/chat/completions {key}"
             "-H 'Content-Type: application/json' "
-            '-d \'{"messages": [{"role": "user", "content": "What is the capital of France?"}], '
+            '-d \'{"messages": [{"role": "user", "content": "What is the capital of Japan?"}], '
             '"max_tokens": 64}\'',
             flush=True,
         )
