@@ -11,9 +11,10 @@ The first kernels of a step: the plan's words, page-table updates and the embedd
 A count is 16 bits (backend/step.py): bit 14 says that the id is in the prompt, the 14 below count it
 in the output, up to their maximum.
 
-Launch: copy_ranges grid (ceil(longest range / 256), MAX_RANGES), block 256; ranges are (first word,
-number of words) in both memories. apply_updates grid (1), block 256. embed grid (num_tokens), block hidden / 8 rounded up to a
-warp, hidden <= 8192 and a multiple of 8. reset_counts grid (1), block 1024.
+Launch: copy_ranges grid (ceil(longest range / 256), number of ranges), block 256; a range is (first
+word, number of words) in both memories. apply_updates grid (1), block 256. embed grid (num_tokens),
+block hidden / 8 rounded up to a warp, hidden <= 8192 and a multiple of 8. reset_counts grid (1), block
+1024.
 Programmatic dependent launch is allowed for all.
 */
 #include "common.cuh"  // defines: bf16, pdl_wait, pdl_launch_dependents

@@ -29,9 +29,12 @@ KERNELS = (
     "rms_norm",
     "silu_mul",
     "embed",
+    "apply_updates",
+    "copy_ranges",
+    "reset_counts",
 )
 TOOLS = ("memcheck", "racecheck")
-# Tests of tests/kernels by file and expression (pytest -k).
+# Tests of kernels by file and expression (pytest -k).
 PARTS = {
     "prefill": ("test_attention_prefill.py", "nan_row"),
     "prefill_mixed": ("test_attention_prefill.py", "decode_rows"),
@@ -45,13 +48,14 @@ PARTS = {
     "kv_store": ("test_kv_store.py", "(matches and 7) or (rows_of and 64)"),
     "sample": (
         "test_sample.py",
-        "(tokens_are and 17-28) or (masks and 3-75) or (logprobs and 14-11)",
+        "(tokens_are and 17-28) or (masks and 3-75) or (logprobs and 14-11) or (history and 5003)",
     ),
     "sample_broken": ("test_sample.py", "broken_rows"),
     "gemm_small": ("test_gemm_small.py", "48-512 or said"),
     "gemm_wide": ("test_gemm_wide.py", "(8464x1984 or 1040x16192) and 17 or 1936x1152"),
     "tensor_map": ("test_tensor_map.py", "box_arrives"),
-    "small_ops": ("test_small_ops.py", "(rms_norm or silu or embed) and 7 and not 7168"),
+    "small_ops": ("test_small_ops.py", "(rms_norm or silu or embed) and 7 and not 7168 or updates"),
+    "copies": ("../engine/test_cuda_copy.py", "copied"),
 }
 
 
