@@ -86,6 +86,17 @@ def model_folder(model: str) -> Path:
     return folder
 
 
+def add_all(engine: Engine, requests: list[Request], temperature: float = 0.6) -> None:
+    """The longest answer first."""
+    for rid in longest_first([request.num_output for request in requests]):
+        request = requests[rid]
+        params = SamplingParams(
+            max_tokens=request.num_output, temperature=temperature, ignore_eos=True
+        )
+        payload = pack_add(rid, params, request.prompt, seed=rid, max_tokens=request.num_output)
+        engine.add(0, payload)
+
+
 def run(
     engine: Engine,
     requests: list[Request],
@@ -98,13 +109,7 @@ def run(
         raise SystemExit(f"the prompts have ids up to {MAX_ID}, the model has fewer")
     steps_before = engine.stats()["steps"]
     start = time.perf_counter()
-    for rid in longest_first([request.num_output for request in requests]):
-        request = requests[rid]
-        params = SamplingParams(
-            max_tokens=request.num_output, temperature=temperature, ignore_eos=True
-        )
-        payload = pack_add(rid, params, request.prompt, seed=rid, max_tokens=request.num_output)
-        engine.add(0, payload)
+    add_all(engine, requests, temperature)
     num_output = 0
     while engine.has_work:
         for _, _, payload in engine.step():

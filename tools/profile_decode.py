@@ -60,6 +60,34 @@ def idle_before_us(events: list[FunctionEvent]) -> dict[str, float]:
     return idle
 
 
+def profile_steps(engine: Engine, steps: int, rows: int) -> None:
+    """Run so many steps, and print the kernels that took longest."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
+        for _ in range(steps):
+            engine.step()
+    kernels = [e for e in profiled.events() if str(e.device_type).endswith("CUDA")]
+    if not kernels:
+        raise SystemExit("the profiler saw no kernel: it needs a GPU, and the right to count on it")
+    start = min(e.time_range.start for e in kernels)
+    end = max(e.time_range.end for e in kernels)
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in kernels:
+        times[event.name].append(event.time_range.elapsed_us())
+    idle = idle_before_us(kernels)
+    print(f"{'us/step':>9} {'launches':>8} {'us each':>8} {'idle before':>11}  kernel")
+    for name, spent in sorted(times.items(), key=lambda item: -sum(item[1]))[:rows]:
+        each = sum(spent) / len(spent)
+        print(
+            f"{sum(spent) / steps:9.1f} {len(spent) / steps:8.1f} {each:8.2f} "
+            f"{idle[name] / steps:11.1f}  {name[:NAME_WIDTH]}"
+        )
+    busy = busy_time_us(kernels)
+    print(
+        f"{(end - start) / steps:.1f} us a step, GPU busy {busy / steps:.1f} us, "
+        f"idle {100 * (1 - busy / (end - start)):.1f} %"
+    )
+
+
 def main() -> None:
     parser = argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=256)
@@ -69,30 +97,8 @@ def main() -> None:
     arguments = parser.parse_args()
     engine = make_engine(arguments)
     start_batch(engine, arguments.batch_size, arguments.context, arguments.steps + 64)
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiled:
-        for _ in range(arguments.steps):
-            engine.step()
-    kernels = [e for e in profiled.events() if str(e.device_type).endswith("CUDA")]
-    start = min(e.time_range.start for e in kernels)
-    end = max(e.time_range.end for e in kernels)
-    times: dict[str, list[float]] = defaultdict(list)
-    for event in kernels:
-        times[event.name].append(event.time_range.elapsed_us())
-    steps = arguments.steps
-    idle = idle_before_us(kernels)
-    print(f"{'us/step':>9} {'launches':>8} {'us each':>8} {'idle before':>11}  kernel")
-    for name, spent in sorted(times.items(), key=lambda item: -sum(item[1]))[: arguments.rows]:
-        each = sum(spent) / len(spent)
-        print(
-            f"{sum(spent) / steps:9.1f} {len(spent) / steps:8.1f} {each:8.2f} "
-            f"{idle[name] / steps:11.1f}  {name[:NAME_WIDTH]}"
-        )
-    busy = busy_time_us(kernels)
-    print(
-        f"batch {arguments.batch_size}, context {arguments.context}: "
-        f"{(end - start) / steps:.1f} us a step, "
-        f"GPU busy {busy / steps:.1f} us, idle {100 * (1 - busy / (end - start)):.1f} %"
-    )
+    print(f"batch {arguments.batch_size}, context {arguments.context}:")
+    profile_steps(engine, arguments.steps, arguments.rows)
 
 
 if __name__ == "__main__":
