@@ -16,6 +16,7 @@ from minisgl_fast.backend.cuda_prefill import PrefillAttention
 from minisgl_fast.backend.kv_layout import layer_shape
 
 Chunk = tuple[int, int]  # new tokens of a prompt, and its context with them
+HIDDEN = {40: 5120, 16: 1024}  # by query heads: Qwen3-14B, 0.6B
 # query heads, decodes, their context, chunks: steps of Qwen3-14B with 256 tokens each, then others
 CASES: list[tuple[int, int, int, list[Chunk]]] = [
     (40, 24, 640, [(170, 400), (62, 62)]),
@@ -37,12 +38,12 @@ class Step:
         per_seq = [-(-length // PAGE_SIZE) for length in lengths]
         self.layer_shape = layer_shape(sum(per_seq), NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM)
         self.num_bytes = sum(lengths) * NUM_KV_HEADS * HEAD_DIM * 4
-        table = torch.zeros(len(lengths), max(per_seq), dtype=torch.int32)
-        for i, pages in enumerate(torch.split(torch.randperm(sum(per_seq)).int(), per_seq)):
-            table[i, : len(pages)] = pages
+        pages = torch.zeros(len(lengths), max(per_seq), dtype=torch.int32)
+        for i, ids in enumerate(torch.split(torch.randperm(sum(per_seq)).int(), per_seq)):
+            pages[i, : len(ids)] = ids
         self._context_lens = torch.tensor(lengths, dtype=torch.int32, device="cuda")
         self._slots = torch.arange(len(lengths), dtype=torch.int32, device="cuda")
-        self._table = table.cuda()
+        self._table = pages.cuda()
         self._q_start = torch.tensor([0, *news]).cumsum(0).int().cuda()
         self._num_decode, self._num_prefills = bs, len(chunks)
         self._num_new, self._max_context = sum(news) - bs, max(lengths[bs:])
@@ -50,7 +51,10 @@ class Step:
         self._out = torch.empty_like(self._q).flatten(1)
         qkv = torch.randn(bs, (num_heads + 2 * NUM_KV_HEADS) * HEAD_DIM, device="cuda").bfloat16()
         weight = torch.rand(HEAD_DIM, device="cuda").bfloat16()
-        self._new = NewTokens(qkv, weight, weight, 1e-6, torch.rand(4096, HEAD_DIM, device="cuda"))
+        table = torch.rand(4096, HEAD_DIM, device="cuda")
+        # cuBLAS's product of so many rows leaves their scales to attention.
+        rows = torch.randn(bs, HIDDEN[num_heads], device="cuda").bfloat16()
+        self._new = NewTokens(qkv, weight, weight, 1e-6, table, rows, 1e-6)
         self._decode = DecodeAttention(num_heads, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE)
         self._prefill = PrefillAttention(num_heads, NUM_KV_HEADS, HEAD_DIM)
 
