@@ -192,7 +192,7 @@ class CudaBackend:
         out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.q.dtype, device=self.device)
         num_prefills = step.num_seqs - step.num_decode
         # First, so that it takes the places it needs, and decode streams beside it and after it.
-        prefill_sms = self._prefill.launch(
+        self._prefill.launch(
             q.q,
             kv_layer,
             out,
@@ -216,7 +216,7 @@ class CudaBackend:
             step.num_decode,
             scale,
             pdl=True,
-            prefill_sms=prefill_sms,
+            beside_prefill=num_prefills > 0,
         )
         return out
 

@@ -22,9 +22,6 @@ LOG2E = math.log2(math.e)
 # Of sequences and key heads, for each of DECODE_CLUSTERS: where it was fastest on an H200. Up to 64
 # one block an SM, with many bytes in flight: two an SM wait longer for room for a whole cluster.
 MAX_PAIRS = (8, 16, 64, 128)
-# Beside prefill attention all blocks should run at once: those that wait for its multiprocessors
-# begin late and end late. So there are only as many as find room, if that is on so many of all.
-MIN_FREE_SHARE = 1 / 3
 
 
 class NewTokens(NamedTuple):
@@ -84,9 +81,7 @@ class DecodeAttention:
             properties.major, properties.minor
         )
         self._block = block
-        self._num_sms = properties.multi_processor_count
-        self._blocks_per_sm = blocks_per_sm
-        num_blocks = self._num_sms * blocks_per_sm
+        num_blocks = properties.multi_processor_count * blocks_per_sm
         name = f"attention_decode_d{head_dim}_n{head_tiles}"
         # The same bytes in flight for both head sizes.
         shared_bytes = num_stages * TILE * 128 * 4
@@ -110,7 +105,7 @@ class DecodeAttention:
         num_clusters = num_blocks // cluster if most is None else min(num_blocks // cluster, most)
         return _Launch(kernel, cluster, num_clusters * cluster, shared_bytes)
 
-    def _pick(self, num_seqs: int, prefill_sms: int | None) -> tuple[_Launch, bool]:
+    def _pick(self, num_seqs: int, *, beside_prefill: bool) -> tuple[_Launch, bool]:
         """The launch for so many sequences, and whether each pair of a sequence and a key head may
         have a cluster of its own.
 
@@ -118,16 +113,11 @@ class DecodeAttention:
         nothing.
         """
         num_pairs = (1 << (num_seqs - 1).bit_length()) * self._num_kv_heads
-        launch = self._alone
-        if prefill_sms is None:
-            for max_pairs, clusters in self._clusters:
-                if num_pairs <= min(max_pairs, clusters.num_blocks // clusters.cluster):
-                    return clusters, True
-        else:
-            num_free = self._num_sms - prefill_sms
-            if num_free >= MIN_FREE_SHARE * self._num_sms:
-                launch = launch._replace(num_blocks=num_free * self._blocks_per_sm)
-        return launch, num_pairs <= launch.num_blocks
+        if not beside_prefill:
+            for max_pairs, launch in self._clusters:
+                if num_pairs <= min(max_pairs, launch.num_blocks // launch.cluster):
+                    return launch, True
+        return self._alone, num_pairs <= self._alone.num_blocks
 
     def __call__(
         self,
@@ -140,19 +130,19 @@ class DecodeAttention:
         num_seqs: int,
         scale: float,
         pdl: bool = False,
-        prefill_sms: int | None = None,
+        beside_prefill: bool = False,
     ) -> None:
         """Write rows 0 .. num_seqs - 1 of ``out`` [.., num_heads * head_dim] from those of ``new``,
         whose keys and values go to ``kv_layer``.
 
         ``kv_layer`` as in kv_layout.py; ``context_lens`` (this step's tokens included) and
         ``seq_slots`` int32 [num_seqs]; ``page_table`` int32 [slots, columns]. All contiguous.
-        Length 0 gives a row of zeros. ``prefill_sms``: the launch before this one is that of
-        PrefillAttention, which returned this, behind the one that wrote ``new``; the two overlap.
+        Length 0 gives a row of zeros. ``beside_prefill``: the launch before this one is that of
+        PrefillAttention, behind the one that wrote ``new``; the two then overlap.
         """
         if num_seqs == 0:
             return
-        launch, may_be_even = self._pick(num_seqs, prefill_sms)
+        launch, may_be_even = self._pick(num_seqs, beside_prefill=beside_prefill)
         launch.kernel.launch(
             (launch.num_blocks,),
             self._block,
@@ -178,7 +168,7 @@ class DecodeAttention:
                 scale * LOG2E,
                 new.eps,
                 new.rows_eps,
-                int(prefill_sms is not None),
+                int(beside_prefill),
                 int(may_be_even),
             ),
             launch.shared_bytes,

@@ -86,7 +86,7 @@ class PrefillAttention:
         num_tokens: int,
         max_context: int,
         scale: float,
-    ) -> int | None:
+    ) -> None:
         """Enqueue attention of sequences first_seq .. first_seq + num_seqs - 1 of a step.
 
         q [all tokens of the step, num_heads, head_dim] and out [all tokens, num_heads * head_dim]
@@ -94,12 +94,9 @@ class PrefillAttention:
         num_seqs + 1], context_lens, seq_slots, page_table [slots, pages] int32. ``num_tokens``: at
         least the tokens of these sequences; ``max_context``: the longest of their contexts, or 0 to
         keep every tile in one block. Rows of other sequences are not touched.
-
-        Returns the number of multiprocessors that it takes whole, 0 where others fit beside its
-        blocks; None where there is nothing to do.
         """
         if num_seqs == 0 or num_tokens == 0:
-            return None
+            return
         # A sum of ceilings is at most this floor.
         row_tiles = (num_tokens * self._group + num_seqs * (ROWS - 1)) // ROWS
         tiles = row_tiles * self._num_kv_heads
@@ -110,14 +107,13 @@ class PrefillAttention:
         if self._combine is None:
             arguments = (*pointers, *sequences, *layout)
             self._kernel.launch((tiles,), MMA_BLOCK, arguments, self._shared_bytes, pdl=True)
-            return 0
+            return
         min_keys = MIN_SPLIT_KEYS if first_seq < LARGE_BATCH else MIN_SPLIT_KEYS_BESIDE
         num_splits = min(self._num_blocks // tiles, max_context // min_keys, MAX_SPLITS)
         num_splits = max(num_splits, 1)
-        num_blocks = min(tiles * num_splits, self._num_blocks)
         buffers = (self._workspace.data_ptr(), self._partials.data_ptr())
         self._kernel.launch(
-            (num_blocks,),
+            (min(tiles * num_splits, self._num_blocks),),
             WGMMA_BLOCK,
             (*pointers, *buffers, *sequences, num_splits, *layout),
             self._shared_bytes,
@@ -130,4 +126,3 @@ class PrefillAttention:
                 (buffers[1], *pointers[2:5], *sequences, num_splits),
                 pdl=True,
             )
-        return num_blocks

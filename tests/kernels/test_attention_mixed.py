@@ -34,9 +34,7 @@ def raw_rows(case: Case, q: Tensor) -> Tensor:
     return torch.cat((q[: case.num_decode], keys, values), dim=1).flatten(1)
 
 
-def decode(
-    case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor, prefill_sms: int | None
-) -> None:
+def decode(case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor) -> None:
     attention(
         new,
         case.kv,
@@ -47,7 +45,7 @@ def decode(
         case.num_decode,
         case.scale,
         pdl=True,
-        prefill_sms=prefill_sms,
+        beside_prefill=True,
     )
 
 
@@ -76,11 +74,10 @@ def test_both_at_once_leave_the_bits_of_each_alone(
     queries = [case.q.roll(turn, 1).mul(1 + turn / 64) for turn in range(3)]
     expected = []
     for query in queries:
-        out = torch.full_like(query.flatten(1), math.nan)
+        out = dataclasses.replace(case, q=query).run()
         alone = new._replace(qkv=raw_rows(case, query))
-        prefill_sms = dataclasses.replace(case, q=query).launch(out)
         torch.cuda.synchronize()
-        decode(case, alone, attention, out, prefill_sms)  # beside what has ended
+        decode(case, alone, attention, out)  # beside what has ended
         torch.cuda.synchronize()
         assert not out.isnan().any()
         expected.append(out)
@@ -95,7 +92,8 @@ def test_both_at_once_leave_the_bits_of_each_alone(
         out = torch.full_like(expected[0], math.nan)
         rows.copy_(raw[turn % 3])
         case.q.copy_(queries[turn % 3])
-        decode(case, new, attention, out, case.launch(out))
+        case.launch(out)
+        decode(case, new, attention, out)
         normed = linears.rms_norm(out, ones, EPS) if turn % 2 else None
         seen.append((out.clone(), normed))
     torch.cuda.synchronize()
