@@ -141,7 +141,7 @@ def load_reference(path: Path, config: ModelConfig, dtype: str) -> Any:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     model.tie_weights()
-    return model.to(getattr(torch, dtype)).eval()
+    return model.to(getattr(torch, dtype)).train(False)
 
 
 def generate_padded(model: Any, prompts: Prompts, new_tokens: int) -> Prompts:
