@@ -5,10 +5,10 @@ two (decode_new.cuh).
 
 Memory-bound: every K and V byte is read once, and all else hides behind that stream.
 - Work split on the device, no host plan: the tiles of 64 tokens of all (sequence, kv head) pairs
-  form one line, and the blocks of a fixed grid take equal stretches of it ("stream-K"). A block
-  works through segments: its part of one pair. Where a pair is cut, the other blocks leave partial
-  results (max, sum, O in float32) in the workspace, and the one with the pair's beginning merges them
-  in order of position (decode_merge.cuh), so repeated runs give equal bits.
+  form one line, and the blocks of a fixed grid take stretches of it that take equally long
+  ("stream-K"). A block works through segments: its part of one pair. Where a pair is cut, the other
+  blocks leave partial results (max, sum, O in float32) in the workspace, and the one with the pair's
+  beginning merges them in order of position (decode_merge.cuh), so repeated runs give equal bits.
 - Few pairs (`may_be_even`) are cut by themselves instead, each for the blocks of a cluster, which
   send their results from shared memory to shared memory (decode_plan.cuh says when).
 - Swapped operands: S^T = K Q^T and O^T = V^T P^T with mma.m16n8k16, so 16 tokens fill the rows and
@@ -28,7 +28,8 @@ that writes qkv: before its wait it reads what was there before the step's first
 context_lens, seq_slots, the page table and the keys and values of earlier steps, so all tiles. With
 `beside_prefill` the kernel before is prefill attention of the same step, which lets this one start after
 its own wait: so qkv and all before it is complete, nothing waits until the end, and the blocks stream
-while those of the prefill compute.
+while those of the prefill compute. Blocks from num_early on, for which there is room only then, get
+`delay` tiles less to do (no late blocks: num_early is the grid, delay 0).
 qkv [num_seqs][num_kv_heads * (group + 2)][HEAD_DIM], out [num_seqs][num_kv_heads * group][HEAD_DIM];
 sequence i is row i of qkv, context_lens (the new token included) and seq_slots; page_table [..,
 table_stride], row seq_slots[i]. A sequence of length 0 gets zeros.
@@ -55,7 +56,7 @@ __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
     const bf16* __restrict__ k_norm, const float* __restrict__ rope_table,
     const bf16* __restrict__ norm_rows, const bf16* __restrict__ bias, int num_seqs,
     int num_kv_heads, int group, int table_stride, int page_shift, int hidden, float scale,
-    float eps, float rows_eps, int beside_prefill, int may_be_even) {
+    float eps, float rows_eps, int beside_prefill, int may_be_even, int num_early, int delay) {
     extern __shared__ __align__(1024) uint8_t stages_memory[];
     __shared__ Shared shared;
     uint32_t stages = shared_address(stages_memory);
@@ -74,7 +75,8 @@ __launch_bounds__(THREADS, BLOCKS_PER_SM) attention_decode(
     }
 #endif
     Cuts cuts;
-    Walk walk = plan(context_lens, seq_slots, num_seqs, num_kv_heads, may_be_even, cuts);
+    Walk walk = plan(
+        context_lens, seq_slots, num_seqs, num_kv_heads, may_be_even, num_early, delay, cuts);
     int num_q_heads = num_kv_heads * group;
     const Pages pages = {kv, page_table, num_kv_heads, table_stride, page_shift};
     const NewTokens tokens = {

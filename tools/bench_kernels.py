@@ -215,7 +215,7 @@ def bench_kv_store(bandwidth: float) -> None:
 
 
 # -------------------------------------------------------------------------------------------------
-# Sampling, small operations
+# Decodes beside prompts, sampling, small operations
 
 
 def bench_sampling(bandwidth: float) -> None:
@@ -223,6 +223,13 @@ def bench_sampling(bandwidth: float) -> None:
     from bench_sampling import bench_sampling
 
     bench_sampling(bandwidth)
+
+
+def bench_mixed(bandwidth: float) -> None:
+    """See bench_mixed.py."""
+    from bench_mixed import bench_mixed
+
+    bench_mixed(bandwidth)
 
 
 def bench_small(bandwidth: float) -> None:
@@ -234,6 +241,7 @@ def bench_small(bandwidth: float) -> None:
 
 SECTIONS: dict[str, Callable[[float], None]] = {
     "decode": bench_decode,
+    "mixed": bench_mixed,
     "kv_store": bench_kv_store,
     "sampling": bench_sampling,
     "small": bench_small,

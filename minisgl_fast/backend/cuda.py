@@ -192,7 +192,7 @@ class CudaBackend:
         out = torch.empty(num_tokens, num_heads * head_dim, dtype=q.q.dtype, device=self.device)
         num_prefills = step.num_seqs - step.num_decode
         # First, so that it takes the places it needs, and decode streams beside it and after it.
-        self._prefill.launch(
+        prefill = self._prefill.launch(
             q.q,
             kv_layer,
             out,
@@ -216,7 +216,7 @@ class CudaBackend:
             step.num_decode,
             scale,
             pdl=True,
-            beside_prefill=num_prefills > 0,
+            prefill=prefill,
         )
         return out
 

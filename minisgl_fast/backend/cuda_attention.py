@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from minisgl_fast.backend.cuda_prefill import PrefillLoad
 from minisgl_fast.backend.kernel import UNWRITTEN, Kernel, get_kernel
 from minisgl_fast.backend.kernels_table import DECODE_CLUSTERS
 from minisgl_fast.errors import ConfigError
@@ -22,6 +23,12 @@ LOG2E = math.log2(math.e)
 # Of sequences and key heads, for each of DECODE_CLUSTERS: where it was fastest on an H200. Up to 64
 # one block an SM, with many bytes in flight: two an SM wait longer for room for a whole cluster.
 MAX_PAIRS = (8, 16, 64, 128)
+# Beside prefill attention, the blocks that do not find room begin late, so they get less to do: by
+# what the others read in the meantime. All measured on an H200, with head_dim 128.
+LATE_US = 15.0
+LATE_US_PER_KEY = 0.03  # of those that a block of prefill attention goes through
+TILES_PER_US = 136.0
+MAX_TILES_PER_US = 1.2  # one block, however few there are
 
 
 class NewTokens(NamedTuple):
@@ -54,6 +61,11 @@ class _Launch(NamedTuple):
     shared_bytes: int
 
 
+class _Late(NamedTuple):
+    num_early: int  # blocks; the others begin late
+    delay: int  # tiles that each of those has less than the early ones
+
+
 class DecodeAttention:
     """Attention of one new token a sequence over the pages; one instance serves all layers.
 
@@ -81,7 +93,8 @@ class DecodeAttention:
             properties.major, properties.minor
         )
         self._block = block
-        num_blocks = properties.multi_processor_count * blocks_per_sm
+        self._num_sms = properties.multi_processor_count
+        num_blocks = self._num_sms * blocks_per_sm
         name = f"attention_decode_d{head_dim}_n{head_tiles}"
         # The same bytes in flight for both head sizes.
         shared_bytes = num_stages * TILE * 128 * 4
@@ -105,19 +118,29 @@ class DecodeAttention:
         num_clusters = num_blocks // cluster if most is None else min(num_blocks // cluster, most)
         return _Launch(kernel, cluster, num_clusters * cluster, shared_bytes)
 
-    def _pick(self, num_seqs: int, *, beside_prefill: bool) -> tuple[_Launch, bool]:
-        """The launch for so many sequences, and whether each pair of a sequence and a key head may
-        have a cluster of its own.
+    def _pick(self, num_seqs: int, prefill: PrefillLoad | None) -> tuple[_Launch, bool, _Late]:
+        """The launch for so many sequences, whether each pair of a sequence and a key head may have
+        a cluster of its own, and how late blocks begin.
 
         Numbers are rounded up to powers of two, so that the sequences that pad a graph change
         nothing.
         """
         num_pairs = (1 << (num_seqs - 1).bit_length()) * self._num_kv_heads
-        if not beside_prefill:
+        if prefill is None:
             for max_pairs, launch in self._clusters:
                 if num_pairs <= min(max_pairs, launch.num_blocks // launch.cluster):
-                    return launch, True
-        return self._alone, num_pairs <= self._alone.num_blocks
+                    return launch, True, _Late(launch.num_blocks, 0)
+        late = self._late(prefill)
+        return self._alone, num_pairs <= late.num_early, late
+
+    def _late(self, prefill: PrefillLoad | None) -> _Late:
+        num_blocks = self._alone.num_blocks
+        if prefill is None or not 0 < prefill.num_sms < self._num_sms:
+            return _Late(num_blocks, 0)
+        num_early = num_blocks // self._num_sms * (self._num_sms - prefill.num_sms)
+        late_us = LATE_US + LATE_US_PER_KEY * prefill.num_keys
+        tiles_per_us = min(TILES_PER_US / num_early, MAX_TILES_PER_US) * (128 / self._head_dim)
+        return _Late(num_early, int(late_us * tiles_per_us))
 
     def __call__(
         self,
@@ -130,19 +153,19 @@ class DecodeAttention:
         num_seqs: int,
         scale: float,
         pdl: bool = False,
-        beside_prefill: bool = False,
+        prefill: PrefillLoad | None = None,
     ) -> None:
         """Write rows 0 .. num_seqs - 1 of ``out`` [.., num_heads * head_dim] from those of ``new``,
         whose keys and values go to ``kv_layer``.
 
         ``kv_layer`` as in kv_layout.py; ``context_lens`` (this step's tokens included) and
         ``seq_slots`` int32 [num_seqs]; ``page_table`` int32 [slots, columns]. All contiguous.
-        Length 0 gives a row of zeros. ``beside_prefill``: the launch before this one is that of
-        PrefillAttention, behind the one that wrote ``new``; the two then overlap.
+        Length 0 gives a row of zeros. ``prefill``: the launch before this one is that of
+        PrefillAttention, which returned this, behind the one that wrote ``new``; the two overlap.
         """
         if num_seqs == 0:
             return
-        launch, may_be_even = self._pick(num_seqs, beside_prefill=beside_prefill)
+        launch, may_be_even, late = self._pick(num_seqs, prefill)
         launch.kernel.launch(
             (launch.num_blocks,),
             self._block,
@@ -168,8 +191,9 @@ class DecodeAttention:
                 scale * LOG2E,
                 new.eps,
                 new.rows_eps,
-                int(beside_prefill),
+                int(prefill is not None),
                 int(may_be_even),
+                *late,
             ),
             launch.shared_bytes,
             pdl,

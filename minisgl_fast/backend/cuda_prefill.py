@@ -8,6 +8,8 @@ the work list is made on the device (``kernels/prefill_tiles.cuh``).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,13 @@ MIN_SPLIT_KEYS = 512
 MIN_SPLIT_KEYS_BESIDE = 4096
 LARGE_BATCH = 16
 COMBINE_BLOCK = 512
+
+
+class PrefillLoad(NamedTuple):
+    """What a launch takes, for whoever runs beside it."""
+
+    num_sms: int  # that it takes whole; 0: others fit beside its blocks
+    num_keys: int  # at most, that one of its blocks goes through
 
 
 class PrefillAttention:
@@ -86,7 +95,7 @@ class PrefillAttention:
         num_tokens: int,
         max_context: int,
         scale: float,
-    ) -> None:
+    ) -> PrefillLoad | None:
         """Enqueue attention of sequences first_seq .. first_seq + num_seqs - 1 of a step.
 
         q [all tokens of the step, num_heads, head_dim] and out [all tokens, num_heads * head_dim]
@@ -94,9 +103,11 @@ class PrefillAttention:
         num_seqs + 1], context_lens, seq_slots, page_table [slots, pages] int32. ``num_tokens``: at
         least the tokens of these sequences; ``max_context``: the longest of their contexts, or 0 to
         keep every tile in one block. Rows of other sequences are not touched.
+
+        Returns None where there is nothing to do.
         """
         if num_seqs == 0 or num_tokens == 0:
-            return
+            return None
         # A sum of ceilings is at most this floor.
         row_tiles = (num_tokens * self._group + num_seqs * (ROWS - 1)) // ROWS
         tiles = row_tiles * self._num_kv_heads
@@ -107,13 +118,14 @@ class PrefillAttention:
         if self._combine is None:
             arguments = (*pointers, *sequences, *layout)
             self._kernel.launch((tiles,), MMA_BLOCK, arguments, self._shared_bytes, pdl=True)
-            return
+            return PrefillLoad(0, max_context)
         min_keys = MIN_SPLIT_KEYS if first_seq < LARGE_BATCH else MIN_SPLIT_KEYS_BESIDE
         num_splits = min(self._num_blocks // tiles, max_context // min_keys, MAX_SPLITS)
         num_splits = max(num_splits, 1)
+        num_blocks = min(tiles * num_splits, self._num_blocks)
         buffers = (self._workspace.data_ptr(), self._partials.data_ptr())
         self._kernel.launch(
-            (min(tiles * num_splits, self._num_blocks),),
+            (num_blocks,),
             WGMMA_BLOCK,
             (*pointers, *buffers, *sequences, num_splits, *layout),
             self._shared_bytes,
@@ -126,3 +138,4 @@ class PrefillAttention:
                 (buffers[1], *pointers[2:5], *sequences, num_splits),
                 pdl=True,
             )
+        return PrefillLoad(num_blocks, max_context // num_splits)

@@ -90,14 +90,14 @@ class Case:
         self.scale = self.head_dim**-0.5
         self.attention = DecodeAttention(*shape, page_size)
 
-    def run(self, pdl: bool = False) -> torch.Tensor:
+    def run(self, pdl: bool = False, prefill=None) -> torch.Tensor:
         out = torch.full_like(self.q, math.nan).view(len(self.lengths), -1)
-        self.run_into(out, pdl)
+        self.run_into(out, pdl, prefill)
         torch.cuda.synchronize()
         assert self.attention._partials.eq(-1).all()
         return out
 
-    def run_into(self, out: torch.Tensor, pdl: bool = False) -> None:
+    def run_into(self, out: torch.Tensor, pdl: bool = False, prefill=None) -> None:
         self.attention(
             self.new,
             self.kv,
@@ -108,6 +108,7 @@ class Case:
             len(self.lengths),
             self.scale,
             pdl,
+            prefill,
         )
 
     def reference(self) -> torch.Tensor:
@@ -124,8 +125,8 @@ class Case:
             out[i] = ((q @ k.transpose(1, 2)).softmax(-1) @ v).view(self.num_heads, -1)
         return out.flatten(1)
 
-    def check(self, pdl: bool = False) -> None:
-        out, expected = self.run(pdl), self.reference()
+    def check(self, pdl: bool = False, prefill=None) -> None:
+        out, expected = self.run(pdl, prefill), self.reference()
         assert not out.isnan().any()
         assert torch.equal(self.kv.view(torch.int16), self.kv_after.view(torch.int16))
         assert (out.float() - expected).norm() < 1e-2 * expected.norm()
@@ -179,6 +180,25 @@ def test_skewed_batch(long_at):
     lengths = [1 + i % 90 for i in range(256)]
     lengths[long_at] = 32768
     Case(SHAPES["qwen3-0.6b"], 64, lengths, seed=5).check()
+
+
+@pytest.mark.parametrize("lengths", [(1, 300), (1, 3000), (60, 70), (2000, 2000)])
+@pytest.mark.parametrize("num_sms", [1, 24, 100, 131, 132])
+@pytest.mark.parametrize("num_keys", [0, 1000, 30000])
+def test_blocks_that_begin_late_have_less_or_nothing(lengths, num_sms, num_keys):
+    from minisgl_fast.backend.cuda_prefill import PrefillLoad
+
+    generator = torch.Generator().manual_seed(num_sms)
+    drawn = torch.randint(lengths[0], lengths[1] + 1, (90,), generator=generator).tolist()
+    case = Case(SHAPES["qwen3-0.6b"], 64, [0, *drawn[:50], 0, 0, *drawn[50:]], seed=num_sms)
+    case.check(prefill=PrefillLoad(num_sms, num_keys))
+
+
+@pytest.mark.parametrize("short", [1, 64, 200])
+@pytest.mark.parametrize("shape", ["qwen3-14b", "qwen2.5-0.5b", "group-16"])
+def test_many_short_sequences_beside_long_ones(shape, short):
+    lengths = [2500, 1900, *[short] * 333, 700, *[0] * 40, *[short + 1] * 50, 1300]
+    Case(SHAPES[shape], 64, lengths, seed=short).check()
 
 
 def test_all_rows_are_padding():

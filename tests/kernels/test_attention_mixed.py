@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minisgl_fast.backend.cuda_attention import DecodeAttention, NewTokens
 from minisgl_fast.backend.cuda_linear import Linears
+from minisgl_fast.backend.cuda_prefill import PrefillLoad
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +35,13 @@ def raw_rows(case: Case, q: Tensor) -> Tensor:
     return torch.cat((q[: case.num_decode], keys, values), dim=1).flatten(1)
 
 
-def decode(case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor) -> None:
+def decode(
+    case: Case,
+    new: NewTokens,
+    attention: DecodeAttention,
+    out: Tensor,
+    prefill: PrefillLoad | None,
+) -> None:
     attention(
         new,
         case.kv,
@@ -45,7 +52,7 @@ def decode(case: Case, new: NewTokens, attention: DecodeAttention, out: Tensor) 
         case.num_decode,
         case.scale,
         pdl=True,
-        beside_prefill=True,
+        prefill=prefill,
     )
 
 
@@ -74,10 +81,11 @@ def test_both_at_once_leave_the_bits_of_each_alone(
     queries = [case.q.roll(turn, 1).mul(1 + turn / 64) for turn in range(3)]
     expected = []
     for query in queries:
-        out = dataclasses.replace(case, q=query).run()
+        out = torch.full_like(query.flatten(1), math.nan)
         alone = new._replace(qkv=raw_rows(case, query))
+        prefill = dataclasses.replace(case, q=query).launch(out)
         torch.cuda.synchronize()
-        decode(case, alone, attention, out)  # beside what has ended
+        decode(case, alone, attention, out, prefill)  # beside what has ended
         torch.cuda.synchronize()
         assert not out.isnan().any()
         expected.append(out)
@@ -92,8 +100,7 @@ def test_both_at_once_leave_the_bits_of_each_alone(
         out = torch.full_like(expected[0], math.nan)
         rows.copy_(raw[turn % 3])
         case.q.copy_(queries[turn % 3])
-        case.launch(out)
-        decode(case, new, attention, out)
+        decode(case, new, attention, out, case.launch(out))
         normed = linears.rms_norm(out, ones, EPS) if turn % 2 else None
         seen.append((out.clone(), normed))
     torch.cuda.synchronize()

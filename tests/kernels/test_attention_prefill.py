@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisgl_fast.backend.cuda_prefill import PrefillAttention
+from minisgl_fast.backend.cuda_prefill import PrefillAttention, PrefillLoad
 from minisgl_fast.backend.kv_layout import swizzle
 
 pytest.importorskip("cupy", reason="the GPU backend needs CuPy")
@@ -66,8 +66,8 @@ class Case:
         torch.cuda.synchronize()
         return out
 
-    def launch(self, out: Tensor) -> None:
-        self.attention.launch(
+    def launch(self, out: Tensor) -> PrefillLoad | None:
+        return self.attention.launch(
             self.q,
             self.kv,
             out,
