@@ -44,7 +44,7 @@ PARTS = {
     "decode": (
         "test_attention_decode.py",
         "sequence_alone and (64 or 1024) or nan_of or all_rows or (made_as and 576 and smollm2)"
-        " or begin_late and 1000-24-lengths0",
+        " or begin_late and 1000-24-30",
     ),
     "kv_store": ("test_kv_store.py", "(matches and 7) or (rows_of and 64)"),
     "sample": (

@@ -182,15 +182,20 @@ def test_skewed_batch(long_at):
     Case(SHAPES["qwen3-0.6b"], 64, lengths, seed=5).check()
 
 
-@pytest.mark.parametrize("lengths", [(1, 300), (1, 3000), (60, 70), (2000, 2000)])
+@pytest.mark.parametrize(
+    ("num_seqs", "shortest", "longest"),
+    [(90, 1, 300), (90, 1, 3000), (30, 60, 70), (90, 2000, 2000)],
+)
 @pytest.mark.parametrize("num_sms", [1, 24, 100, 131, 132])
 @pytest.mark.parametrize("num_keys", [0, 1000, 30000])
-def test_blocks_that_begin_late_have_less_or_nothing(lengths, num_sms, num_keys):
+def test_blocks_that_begin_late_have_less_or_nothing(
+    num_seqs, shortest, longest, num_sms, num_keys
+):
     from minisgl_fast.backend.cuda_prefill import PrefillLoad
 
     generator = torch.Generator().manual_seed(num_sms)
-    drawn = torch.randint(lengths[0], lengths[1] + 1, (90,), generator=generator).tolist()
-    case = Case(SHAPES["qwen3-0.6b"], 64, [0, *drawn[:50], 0, 0, *drawn[50:]], seed=num_sms)
+    drawn = torch.randint(shortest, longest + 1, (num_seqs,), generator=generator).tolist()
+    case = Case(SHAPES["qwen3-0.6b"], 64, [0, *drawn[:20], 0, 0, *drawn[20:]], seed=num_sms)
     case.check(prefill=PrefillLoad(num_sms, num_keys))
 
 
