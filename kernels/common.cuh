@@ -106,6 +106,25 @@ __device__ __forceinline__ float warp_max(float x) {
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// A thread's share of a row's sum of squares, where THREADS share it: BATCH loads of 16 bytes are under
+// way at once, from L2. size: a multiple of 8.
+template <int THREADS, int BATCH>
+__device__ __forceinline__ float share_of_squares(const bf16* row, int size, int thread) {
+    const uint4* from = (const uint4*)row;
+    float sum = 0.0f;
+    for (int first = thread; first < size / 8; first += THREADS * BATCH) {
+        uint4 loaded[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int at = first + THREADS * i;
+            loaded[i] = at < size / 8 ? __ldcg(from + at) : make_uint4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) sum += squares_of(loaded[i]);
+    }
+    return sum;
+}
+
 // 1 / rms of a row of bf16, in all threads of a block of BLOCK (each calls it once a kernel). The
 // product of a normed row is that of the row times this: products come first, and who takes them
 // scales. size: a multiple of 8.

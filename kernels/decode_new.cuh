@@ -13,7 +13,7 @@ and the bias added, RMSNorm a head, RoPE; the key and value go into their page.
 */
 #pragma once
 
-#include "common.cuh"       // defines: bf16 helpers, kv_chunk_offset, scale_and_add, quad_sum
+#include "common.cuh"       // defines: bf16 helpers, share_of_squares, kv_chunk_offset, quad_sum
 #include "decode_tile.cuh"  // defines: K_STEPS, HEADS
 
 constexpr int PAIRS = HEAD_DIM / 4;  // lanes that have something of a key
@@ -55,20 +55,8 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t x) {
 // 1 / rms of a sequence's row before its norm, by one warp. All of a row of 5,120 is asked for at once:
 // each way to the memory takes some 3 us behind the copies of keys and values.
 __device__ __forceinline__ float row_scale(const NewTokens& a, int seq) {
-    constexpr int BATCH = 20;
-    const uint4* row = (const uint4*)(a.rows + (int64_t)seq * a.hidden);
-    const int size = a.hidden / 8;
-    float sum = 0.0f;
-    for (int first = threadIdx.x % 32; first < size; first += 32 * BATCH) {
-        uint4 loaded[BATCH];
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const int at = first + 32 * i;
-            loaded[i] = at < size ? __ldcg(row + at) : make_uint4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) sum += squares_of(loaded[i]);
-    }
+    const bf16* row = a.rows + (int64_t)seq * a.hidden;
+    const float sum = share_of_squares<32, 20>(row, a.hidden, threadIdx.x % 32);
     return rsqrtf(warp_sum(sum) / a.hidden + a.rows_eps);
 }
 

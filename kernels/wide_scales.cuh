@@ -4,7 +4,7 @@ put to its sums. The scales are messages (message.cuh): whoever finds one puts i
 */
 #pragma once
 
-#include "common.cuh"     // defines: warp_sum, squares_of, mbarrier_arrive
+#include "common.cuh"     // defines: warp_sum, share_of_squares, mbarrier_arrive
 #include "hopper.cuh"     // defines: named_barrier_sync
 #include "message.cuh"    // defines: ask, highest, put, put_back, UNWRITTEN
 #include "wide_plan.cuh"  // defines: sizes, Arguments, Ring
@@ -14,21 +14,9 @@ namespace {
 // 1 / rms of this block's share of the rows of x, by all spare warps: `thread` of SPARE_THREADS.
 __device__ __forceinline__ void find_scales(const Arguments& a, int thread, float* warp_sums) {
     constexpr int BATCH = 8;  // loads under way: all, up to K of 6144
-    const int size = a.k / 8;
     for (int row = blockIdx.x; row < a.num_rows; row += gridDim.x) {
-        const uint4* from = (const uint4*)(a.x + (int64_t)row * a.k);
-        float sum = 0.0f;
-        for (int first = thread; first < size; first += SPARE_THREADS * BATCH) {
-            uint4 loaded[BATCH];
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) {
-                const int at = first + SPARE_THREADS * i;
-                loaded[i] = at < size ? __ldcg(from + at) : make_uint4(0, 0, 0, 0);
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; i++) sum += squares_of(loaded[i]);
-        }
-        sum = warp_sum(sum);
+        const bf16* x = a.x + (int64_t)row * a.k;
+        float sum = warp_sum(share_of_squares<SPARE_THREADS, BATCH>(x, a.k, thread));
         if (thread % 32 == 0) warp_sums[thread / 32] = sum;
         named_barrier_sync(SPARE_BARRIER, SPARE_THREADS);
         if (thread == 0) {
